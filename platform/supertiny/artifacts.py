@@ -1,0 +1,228 @@
+"""Artifacts: published folders whose `manifest.json` is written last, and the stage that makes one only if it must.
+
+    run_root/
+        distill/                  published: manifest.json names every file with its sha256, the parents and the config
+        .distill.3f9a2c01.partial/  being made: the same key resumes in it, another key starts afresh
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from supertiny.cli import package_version
+from supertiny.config import StageConfig
+from supertiny.errors import CorruptArtifact, MissingInput
+from supertiny.records import Record
+
+MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
+
+
+class FileEntry(Record):
+    """One file of an artifact."""
+
+    sha256: str
+    bytes: int
+
+
+class Parent(Record):
+    """An artifact that another was made from."""
+
+    uri: str
+    sha256: str
+    """Hash of the parent's manifest."""
+
+
+class Manifest(Record):
+    """Description of an artifact, written after everything it describes."""
+
+    kind: str
+    """`model`, `rollouts`, `evaluation`, `gate`, `report`."""
+    name: str
+    key: str
+    """Hash of kind, settings and parents: equal keys mean the same work."""
+    files: dict[str, FileEntry]
+    parents: dict[str, Parent] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    version: str = "source"
+    git_revision: str = "unknown"
+    created: str = ""
+    """When it was published, UTC, ISO 8601."""
+    seconds: float = 0.0
+    """Time that making it took, over all attempts."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def as_parent(self) -> Parent:
+        """How a child's manifest refers to this artifact."""
+        return Parent(uri=str(self.path), sha256=_sha256(self.path / MANIFEST))
+
+
+def resolve(uri: str, run_root: str) -> Path:
+    """The path of an artifact: a name under `run_root`, an absolute path, or `package://module.path/folder` (shipped).
+
+    Raises:
+        MissingInput: the scheme is unknown, or nothing is there.
+    """
+    if uri.startswith("package://"):
+        module, _, folder = uri.removeprefix("package://").partition("/")
+        path = Path(str(package_files(module).joinpath(folder)))
+    elif "://" in uri:
+        raise MissingInput(f"{uri}: only local paths and package:// are read; copy the artifact to a path that every node sees")
+    else:
+        path = Path(run_root).expanduser().absolute() / Path(uri).expanduser()
+    if not path.exists():
+        raise MissingInput(f"{uri}: nothing at {path}; run the stage that makes it, or set another run_root or path")
+    return path
+
+
+def open_artifact(uri: str, run_root: str, kind: str) -> Artifact:
+    """A published artifact, every file checked against the manifest's sha256.
+
+    Raises:
+        MissingInput: nothing is there, or no manifest (it was never finished).
+        CorruptArtifact: another kind, an unreadable manifest, or a file missing, cut short or altered.
+    """
+    path = resolve(uri, run_root)
+    artifact = Artifact(path, read_manifest(path))
+    if artifact.manifest.kind != kind:
+        raise CorruptArtifact(f"{path}: a {artifact.manifest.kind} artifact where a {kind} is needed")
+    for name, entry in artifact.manifest.files.items():
+        _check_file(path / name, entry)
+    return artifact
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a published folder.
+
+    Raises:
+        MissingInput: there is none.
+        CorruptArtifact: it cannot be parsed.
+    """
+    try:
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise MissingInput(f"{path}: no {MANIFEST}, so it was never finished; run the stage again") from None
+    except ValidationError as error:
+        raise CorruptArtifact(f"{path / MANIFEST} cannot be read: {error.errors()[0]['msg']}") from None
+
+
+def make(
+    config: StageConfig, kind: str, parents: Mapping[str, Artifact], build: Callable[[Path], Mapping[str, Any]]
+) -> Artifact:
+    """The stage's artifact: opened where it is already published with the same key, else built and published.
+
+    `build` fills the folder it is given and returns the metrics. An interrupted build with the same key finds its folder as
+    it left it, so that it can resume. A published artifact with another key is moved aside, never deleted.
+    """
+    root = Path(config.run_root).expanduser().absolute()
+    final = root / config.name
+    key = stage_key(config, kind, parents)
+    if (final / MANIFEST).exists() and read_manifest(final).key == key:
+        log.info("%s: already made, %s", config.name, final)
+        return open_artifact(config.name, config.run_root, kind)
+    partial = root / f".{config.name}.{key[:8]}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    metrics = build(partial)
+    seconds = time.monotonic() - started
+    manifest = Manifest(
+        kind=kind,
+        name=config.name,
+        key=key,
+        files=_entries(partial),
+        parents={role: parent.as_parent() for role, parent in parents.items()},
+        config=config.settings(),
+        metrics=dict(metrics),
+        version=package_version(),
+        git_revision=config.git_revision,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seconds=round(seconds, 3),
+    )
+    write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=2))
+    if final.exists():
+        final.rename(root / f".{config.name}.replaced-{time.time_ns()}")
+    partial.rename(final)
+    log.info("%s: published in %.1f s, %s", config.name, seconds, final)
+    return Artifact(final, manifest)
+
+
+def stage_key(config: StageConfig, kind: str, parents: Mapping[str, Artifact]) -> str:
+    """sha256 (hex) of what decides a stage's result: its kind, settings and parents' contents."""
+    made_from = {role: parent.manifest.key for role, parent in sorted(parents.items())}
+    text = json.dumps([kind, config.settings(), made_from], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_alias(alias: str, run_root: str) -> Artifact:
+    """The artifact that an alias such as `student@production` names, its manifest's hash and files checked.
+
+    Raises:
+        MissingInput: nothing was promoted under this alias, or its artifact is gone.
+        CorruptArtifact: the artifact is not the one that was promoted.
+    """
+    path = alias_path(alias, run_root)
+    if not path.exists():
+        raise MissingInput(f"{alias}: nothing was promoted under this alias in {run_root}; run jobs/promote.py first")
+    entry = Parent.model_validate_json(path.read_bytes())
+    artifact = open_artifact(entry.uri, run_root, "model")
+    if artifact.as_parent().sha256 != entry.sha256:
+        raise CorruptArtifact(f"{alias}: {artifact.path} is not the artifact that was promoted; promote it again")
+    return artifact
+
+
+def alias_path(alias: str, run_root: str) -> Path:
+    """The file that holds an alias: a `Parent` as JSON."""
+    return Path(run_root).expanduser().absolute() / "aliases" / f"{alias}.json"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    """Hash of every file below a folder; names that start with a dot are working files and do not count."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {str(path.relative_to(folder)): path for path in paths}
+    visible = {name: path for name, path in names.items() if name != MANIFEST and not any(part.startswith(".") for part in Path(name).parts)}
+    return {name: FileEntry(sha256=_sha256(path), bytes=path.stat().st_size) for name, path in visible.items()}
+
+
+def _check_file(path: Path, entry: FileEntry) -> None:
+    if not path.exists():
+        raise CorruptArtifact(f"{path}: named in the manifest but missing")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise CorruptArtifact(f"{path}: {size} bytes, the manifest says {entry.bytes}; copy or make the artifact again")
+    if _sha256(path) != entry.sha256:
+        raise CorruptArtifact(f"{path}: contents differ from the manifest's sha256; copy or make the artifact again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

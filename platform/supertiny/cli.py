@@ -1,0 +1,79 @@
+"""The one way a job starts: three flags, a validated config, an exit status.
+
+Exit status: 0 done, 2 the config is wrong, 1 the run failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+from supertiny.config import Config, StageConfig, load
+from supertiny.errors import ConfigError, SupertinyError
+
+C = TypeVar("C", bound=Config)
+log = logging.getLogger("supertiny")
+
+
+def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Parse, validate and print the config, then run `main` on it unless `--dry-run` was given.
+
+    Args:
+        default: config file used where `--config` is not given, relative to the checkout.
+
+    Returns:
+        The process's exit status.
+    """
+    job = sys.modules[main.__module__]
+    parser = argparse.ArgumentParser(description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=_checkout(job.__file__) / default if default else None, help="TOML file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="validate, print the resolved config and stop")
+    flags = parser.parse_args(argv)
+    configure_logging()
+    try:
+        config = load(cls, flags.config, flags.set)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(config.model_dump_json(indent=2))
+    if isinstance(config, StageConfig):
+        log.info("supertiny %s, revision %s; outputs in %s", package_version(), config.git_revision, Path(config.run_root).expanduser())
+    return 0 if flags.dry_run else _run(main, config)
+
+
+def configure_logging() -> None:
+    """One line a record on standard error, at the level that SUPERTINY_LOG names (INFO by default)."""
+    logging.basicConfig(
+        level=os.environ.get("SUPERTINY_LOG", "INFO").upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+
+
+def package_version() -> str:
+    """The installed package's version, or `source` where only the checkout is on the path."""
+    try:
+        return version("supertiny")
+    except PackageNotFoundError:
+        return "source"
+
+
+def _run(main: Callable[[C], None], config: C) -> int:
+    try:
+        main(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SupertinyError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _checkout(job_file: str | None) -> Path:
+    return Path(job_file or ".").resolve().parent.parent

@@ -1,0 +1,123 @@
+"""Typed configs: TOML in, one frozen pydantic model a stage, errors that name the key.
+
+Inside a run, artifacts go by name: a stage's `name` is the folder under `run_root` that it publishes, and an input such as
+`student = "distill"` is the artifact of that name. `supertiny.artifacts.resolve` turns either into a path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from supertiny.errors import ConfigError
+
+
+class Config(BaseModel):
+    """A group of settings; unknown keys are refused and values never change after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+class TaskConfig(Config):
+    """Which task is learnt."""
+
+    path: str = "supertiny.tasks.assistant.task:AssistantTask"
+    """Import path `package.module:Class` of the task."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the task's constructor, which validates them."""
+
+
+class StageConfig(Config):
+    """What every stage takes: where its artifacts lie and which task it serves."""
+
+    run_root: str = "~/supertiny/runs/demo"
+    """Folder of this run's artifacts; artifact names are looked up in it."""
+    git_revision: str = "unknown"
+    """Revision of the code, for the manifest; a submitted job has no `.git` to ask."""
+    task: TaskConfig = TaskConfig()
+    """The task."""
+    name: str
+    """Name of the artifact that this stage publishes under `run_root`."""
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that decide the result, as JSON values: what an artifact's key is made of."""
+        return self.model_dump(mode="json", exclude={"run_root", "git_revision"})
+
+
+def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """A validated config from a TOML file and `section.key=value` overrides (values are TOML, else plain text).
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a key or value is wrong; every wrong key is named.
+    """
+    values = _read_toml(Path(path)) if path else {}
+    for override in overrides:
+        _apply(values, override)
+    return validate(cls, values, str(path) if path else "the command line")
+
+
+def validate(cls: type[C], values: Mapping[str, Any], source: str) -> C:
+    """A config from plain values; `source` names their origin in the error."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(cls, detail) for detail in error.errors())
+        raise ConfigError(f"{source} is not a valid {cls.__name__}: {problems}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file (looked from {Path.cwd()})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text
+
+
+def _explain(cls: type[Config], detail: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(detail["loc"][-1]), _keys_at(cls, detail["loc"][:-1]), n=1)
+        return f"{where}: no such key" + (f"; did you mean {close[0]}?" if close else "")
+    if detail["type"] == "missing":
+        return f"{where}: required"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    return f"{where}: {message}, got {detail['input']!r}"
+
+
+def _keys_at(cls: type[Config], location: tuple[int | str, ...]) -> list[str]:
+    """The keys a section takes; `location` is its path from the top."""
+    section: Any = cls
+    for part in location:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        if field is None:
+            return []
+        candidates = (field.annotation, *get_args(field.annotation))
+        section = next((kind for kind in candidates if hasattr(kind, "model_fields")), None)
+    return list(section.model_fields) if section is not None else []

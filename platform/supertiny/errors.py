@@ -1,0 +1,55 @@
+"""Every error that supertiny raises on purpose.
+
+SupertinyError
+├── ConfigError         (ValueError)         the config, a flag or an override is wrong: exit status 2
+├── MissingInput        (FileNotFoundError)  a model, data file or artifact is not where the config says
+├── CorruptArtifact     (ValueError)         a file differs from its manifest's hash, or cannot be read
+├── PlanTooBig          (RuntimeError)       the cluster can never give what the plan asks for
+├── NoProgress          (TimeoutError)       something made no progress for longer than its limit
+├── MalformedCall       (ValueError)         a completion is not a well-formed list of function calls
+├── ToolFailure         (RuntimeError)       a tool refused its arguments, raised, or ran out of time
+├── NotFinite           (ArithmeticError)    a loss or gradient is NaN or infinite
+└── GateNotPassed       (RuntimeError)       promotion of an artifact whose gate did not pass
+
+Each takes one message, so that it pickles across Ray.
+"""
+
+
+class SupertinyError(Exception):
+    """Any error that supertiny raises on purpose; its message says what to do."""
+
+
+class ConfigError(SupertinyError, ValueError):
+    """The config, a flag or an override is wrong."""
+
+
+class MissingInput(SupertinyError, FileNotFoundError):
+    """A model, data file or artifact is not where the config says."""
+
+
+class CorruptArtifact(SupertinyError, ValueError):
+    """A file differs from its manifest's hash, or cannot be read."""
+
+
+class PlanTooBig(SupertinyError, RuntimeError):
+    """The cluster can never give what the plan asks for."""
+
+
+class NoProgress(SupertinyError, TimeoutError):
+    """Something made no progress for longer than its limit."""
+
+
+class MalformedCall(SupertinyError, ValueError):
+    """A completion is not a well-formed list of function calls."""
+
+
+class ToolFailure(SupertinyError, RuntimeError):
+    """A tool refused its arguments, raised, or ran out of time."""
+
+
+class NotFinite(SupertinyError, ArithmeticError):
+    """A loss or gradient is NaN or infinite."""
+
+
+class GateNotPassed(SupertinyError, RuntimeError):
+    """Promotion of an artifact whose gate did not pass."""

@@ -1,0 +1,39 @@
+"""A fake model whose answers are given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from supertiny.llm.base import Sampling
+from supertiny.records import Completion, Message, Tool, Usage
+
+
+class ScriptedLlm:
+    """Answers with what `script` makes of the messages, after a fixed delay.
+
+    Args:
+        script: from messages to text; what it raises, `complete` raises.
+        delay_seconds: how long each call takes.
+    """
+
+    def __init__(self, script: Callable[[Sequence[Message]], str], delay_seconds: float = 0.0) -> None:
+        self._script = script
+        self._delay_seconds = delay_seconds
+
+    async def complete(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = Sampling(), logprobs: int = 0
+    ) -> list[Completion]:
+        """The scripted text, `n` times, one token a word."""
+        await asyncio.sleep(self._delay_seconds)
+        return [self._completion(messages, self._script(messages)) for _ in range(n)]
+
+    async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
+        """The text as given, without tokens: a scripted model has none."""
+        await asyncio.sleep(self._delay_seconds)
+        return self._completion(messages, text)
+
+    @staticmethod
+    def _completion(messages: Sequence[Message], text: str) -> Completion:
+        prompt_tokens = sum(len(str(message.get("content", "")).split()) for message in messages)
+        return Completion(text=text, usage=Usage(prompt_tokens=prompt_tokens, completion_tokens=len(text.split())))

@@ -1,0 +1,90 @@
+"""What passes between the parts: prompts, completions, verdicts. Plain data, light to import."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Message = dict[str, Any]
+"""One OpenAI-style chat message: `role`, `content`, and for tools `tool_calls` or `tool_call_id`."""
+Tool = dict[str, Any]
+"""One OpenAI-style tool: `{"type": "function", "function": {name, description, parameters}}`."""
+
+
+class Record(BaseModel):
+    """Immutable plain data; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Call(Record):
+    """One function call."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Prompt(Record):
+    """One conversation to answer."""
+
+    id: str
+    """Unique in its task; the same text keeps the same id."""
+    messages: list[Message]
+    slice: str = "in_scope"
+    """Which part of the task it belongs to, for metrics by slice: `in_scope`, `out_of_scope`, …"""
+    reference: list[Call] | None = None
+    """The right calls: `[]` where the right answer is no call, None where nobody knows."""
+
+
+class TopK(Record):
+    """The k likeliest tokens at each of T positions of a completion, under the teacher, at temperature 1."""
+
+    ids: list[list[int]]
+    """(T, K) token ids, likeliest first."""
+    logprobs: list[list[float]]
+    """(T, K) natural-log probabilities of `ids`."""
+
+
+class Usage(Record):
+    """What one completion cost, summed over every model call made for it."""
+
+    calls: int = 1
+    """Model calls."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the prompt tokens that a prefix cache answered."""
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            calls=self.calls + other.calls,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+class Completion(Record):
+    """What a model, or a whole teacher pipeline, answered to one prompt."""
+
+    text: str
+    """The answer in the student's format: calls as `supertiny.tasks.calls.render` writes them, or plain text. No end token."""
+    token_ids: list[int] = Field(default_factory=list)
+    """The completion's T tokens in the student's prompt format, the end-of-turn token included; empty where the engine gives none."""
+    top_k: TopK | None = None
+    """The teacher's distribution over each of `token_ids`; None where it was not asked for or cannot be had."""
+    finish_reason: Literal["stop", "length"] = "stop"
+    usage: Usage = Usage()
+
+
+class Verdict(Record):
+    """What a task's verifier says of one completion."""
+
+    accepted: bool
+    score: float = Field(ge=-1, le=1)
+    """Graded reward: 1 right, -1 not even well-formed."""
+    reason: str = ""
+    """Why it was not accepted, one of a few snake_case words so that they can be counted; empty when accepted."""
+    evidence: str = ""
+    """What was seen, for a person: the expected and the given call, the tool's message."""

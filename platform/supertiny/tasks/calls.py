@@ -1,0 +1,116 @@
+"""Function calls as text: write, parse, match and grade them.
+
+The text is what Qwen's and Hermes' chat templates use, and what vLLM's `hermes` tool parser reads:
+
+    <tool_call>
+    {"name": "set_light", "arguments": {"room": "kitchen"}}
+    </tool_call>
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from supertiny.errors import MalformedCall
+from supertiny.records import Call, Tool
+
+_BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+
+def render(calls: Sequence[Call]) -> str:
+    """Calls in the student's format, one block a call."""
+    bodies = (json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in calls)
+    return "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
+
+
+def parse(text: str) -> list[Call]:
+    """The calls in a completion; plain text has none.
+
+    Raises:
+        MalformedCall: a block is not closed, not JSON, or not `{"name": …, "arguments": {…}}`.
+    """
+    blocks = _BLOCK.findall(text)
+    if "<tool_call>" in _BLOCK.sub("", text) or "</tool_call>" in _BLOCK.sub("", text):
+        raise MalformedCall(f"a <tool_call> block is not closed: {text[-80:]!r}")
+    return [_parse_block(block) for block in blocks]
+
+
+def matches(given: Sequence[Call], expected: Sequence[Call]) -> bool:
+    """Whether two lists hold the same calls, in any order; strings are compared without case and outer space."""
+    return sorted(_canonical(call) for call in given) == sorted(_canonical(call) for call in expected)
+
+
+def grade(given: Sequence[Call], expected: Sequence[Call]) -> float:
+    """Similarity of two lists of calls in [0, 1]: overlap of names (IoU) times the mean similarity of the paired arguments.
+
+    After STAR's graded reward (arXiv 2602.03022): 1 only for a match, and every right argument counts. Two empty lists give 1.
+    """
+    if not given and not expected:
+        return 1.0
+    unpaired = list(expected)
+    similarities = []
+    for call in given:
+        candidates = [other for other in unpaired if other.name == call.name]
+        if candidates:
+            best = max(candidates, key=lambda other: argument_f1(call.arguments, other.arguments))
+            unpaired.remove(best)
+            similarities.append(argument_f1(call.arguments, best.arguments))
+    if not similarities:
+        return 0.0
+    union = len(given) + len(expected) - len(similarities)
+    return len(similarities) / union * sum(similarities) / len(similarities)
+
+
+def argument_f1(given: dict[str, Any], expected: dict[str, Any]) -> float:
+    """F1 of the (argument, value) pairs of two calls, in [0, 1]; 1 where both have none."""
+    if not given and not expected:
+        return 1.0
+    shared = sum(1 for key, value in given.items() if key in expected and _plain(value) == _plain(expected[key]))
+    return 2 * shared / (len(given) + len(expected))
+
+
+def check_schema(calls: Sequence[Call], tools: Sequence[Tool]) -> None:
+    """Check every call against its tool's JSON schema.
+
+    Raises:
+        MalformedCall: no such tool, or arguments that its schema refuses.
+    """
+    import jsonschema  # 0.1 s, and `calls` is imported by everything
+
+    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
+    for call in calls:
+        if call.name not in parameters:
+            raise MalformedCall(f"no such tool: {call.name}")
+        try:
+            jsonschema.validate(call.arguments, parameters[call.name])
+        except jsonschema.ValidationError as error:
+            raise MalformedCall(f"{call.name}: {error.message}") from None
+
+
+def _parse_block(block: str) -> Call:
+    try:
+        body = json.loads(block)
+    except json.JSONDecodeError as error:
+        raise MalformedCall(f"not JSON ({error.msg}): {block.strip()[:80]!r}") from None
+    if not isinstance(body, dict) or set(body) != {"name", "arguments"}:
+        raise MalformedCall(f"expected name and arguments: {block.strip()[:80]!r}")
+    if not isinstance(body["name"], str) or not isinstance(body["arguments"], dict):
+        raise MalformedCall(f"a name is text and arguments an object: {block.strip()[:80]!r}")
+    return Call(name=body["name"], arguments=body["arguments"])
+
+
+def _canonical(call: Call) -> str:
+    return json.dumps([call.name, _plain(call.arguments)], sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip().casefold()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
