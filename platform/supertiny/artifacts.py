@@ -1,8 +1,8 @@
 """Artifacts: published folders whose `manifest.json` is written last, and the stage that makes one only if it must.
 
-    run_root/
-        distill/                  published: manifest.json names every file with its sha256, the parents and the config
-        .distill.3f9a2c01.partial/  being made: the same key resumes in it, another key starts afresh
+run_root/
+    distill/                  published: manifest.json names every file with its sha256, the parents and the config
+    .distill.3f9a2c01.partial/  being made: the same key resumes in it, another key starts afresh
 """
 
 from __future__ import annotations
@@ -125,9 +125,7 @@ def read_manifest(path: Path) -> Manifest:
         raise CorruptArtifact(f"{path / MANIFEST} cannot be read: {error.errors()[0]['msg']}") from None
 
 
-def make(
-    config: StageConfig, kind: str, parents: Mapping[str, Artifact], build: Callable[[Path], Mapping[str, Any]]
-) -> Artifact:
+def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build: Callable[[Path], Mapping[str, Any]]) -> Artifact:
     """The stage's artifact: opened where it is already published with the same key, else built and published.
 
     `build` fills the folder it is given and returns the metrics. An interrupted build with the same key finds its folder as
@@ -209,8 +207,11 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
     """Hash of every file below a folder; names that start with a dot are working files and do not count."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {str(path.relative_to(folder)): path for path in paths}
-    visible = {name: path for name, path in names.items() if name != MANIFEST and not any(part.startswith(".") for part in Path(name).parts)}
-    return {name: FileEntry(sha256=_sha256(path), bytes=path.stat().st_size) for name, path in visible.items()}
+    return {
+        name: FileEntry(sha256=_sha256(path), bytes=path.stat().st_size)
+        for name, path in names.items()
+        if name != MANIFEST and not any(part.startswith(".") for part in Path(name).parts)
+    }
 
 
 def _check_file(path: Path, entry: FileEntry) -> None:

@@ -50,9 +50,8 @@ def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = No
 
 def configure_logging() -> None:
     """One line a record on standard error, at the level that SUPERTINY_LOG names (INFO by default)."""
-    logging.basicConfig(
-        level=os.environ.get("SUPERTINY_LOG", "INFO").upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    level = os.environ.get("SUPERTINY_LOG", "INFO").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
 
 
 def package_version() -> str:

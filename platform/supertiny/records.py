@@ -88,3 +88,18 @@ class Verdict(Record):
     """Why it was not accepted, one of a few snake_case words so that they can be counted; empty when accepted."""
     evidence: str = ""
     """What was seen, for a person: the expected and the given call, the tool's message."""
+
+
+class Rollout(Record):
+    """One judged completion of one prompt: a row of a rollout table."""
+
+    rollout_id: str
+    """`prompt_id/index`, known before the engine is asked."""
+    index: int
+    """Which of its prompt's `group_size` completions it is."""
+    prompt: Prompt
+    tools: list[Tool]
+    completion: Completion
+    verdict: Verdict
+    seconds: float
+    """From the pipeline's first call to its answer, other prompts being in flight."""

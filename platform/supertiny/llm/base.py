@@ -21,11 +21,14 @@ class Sampling(Record):
     seed: int | None = None
 
 
+GREEDY = Sampling()
+
+
 class Llm(Protocol):
     """A chat model."""
 
     async def complete(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = Sampling(), logprobs: int = 0
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
     ) -> list[Completion]:
         """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1."""
 

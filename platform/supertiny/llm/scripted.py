@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from supertiny.llm.base import Sampling
+from supertiny.llm.base import GREEDY, Sampling
 from supertiny.records import Completion, Message, Tool, Usage
 
 
@@ -22,7 +22,7 @@ class ScriptedLlm:
         self._delay_seconds = delay_seconds
 
     async def complete(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = Sampling(), logprobs: int = 0
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
     ) -> list[Completion]:
         """The scripted text, `n` times, one token a word."""
         await asyncio.sleep(self._delay_seconds)
