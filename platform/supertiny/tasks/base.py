@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Literal, Protocol, runtime_checkable
 
 from supertiny.config import TaskConfig
 from supertiny.errors import ConfigError
 from supertiny.llm.base import Llm
-from supertiny.records import Completion, Prompt, Tool, Verdict
+from supertiny.records import Completion, Message, Prompt, Tool, Verdict
 
 
 class Task(Protocol):
@@ -29,6 +30,18 @@ class Task(Protocol):
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """The deterministic judgement of one completion's text; a prompt whose `reference` is None is checked without one."""
+
+
+@runtime_checkable
+class Pretrainable(Protocol):
+    """A task that `train.pretrain` can make tiny models for from nothing, where no pre-trained ones are to be had."""
+
+    def pretraining_examples(self, role: Literal["teacher", "base"], seed: int) -> Iterator[tuple[list[Message], str]]:
+        """An endless stream of (messages, answer), the same for a seed; never from the `heldout` split.
+
+        The teacher's shows every step of the teacher pipeline beside the student's format (it scores answers in that one); the
+        base's shows the student's format only, and less of the task. The answer is as in `Completion.text`: no end token.
+        """
 
 
 def load_task(config: TaskConfig) -> Task:
