@@ -106,7 +106,7 @@ def open_artifact(uri: str, run_root: str, kind: str) -> Artifact:
     if artifact.manifest.kind != kind:
         raise CorruptArtifact(f"{path}: a {artifact.manifest.kind} artifact where a {kind} is needed")
     for name, entry in artifact.manifest.files.items():
-        _check_file(path / name, entry)
+        check_file(path / name, entry)
     return artifact
 
 
@@ -146,7 +146,7 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
         kind=kind,
         name=config.name,
         key=key,
-        files=_entries(partial),
+        files=file_entries(partial),
         parents={role: parent.as_parent() for role, parent in parents.items()},
         config=config.settings(),
         metrics=dict(metrics),
@@ -203,7 +203,7 @@ def write_atomically(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _entries(folder: Path) -> dict[str, FileEntry]:
+def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Hash of every file below a folder; names that start with a dot are working files and do not count."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {str(path.relative_to(folder)): path for path in paths}
@@ -214,7 +214,12 @@ def _entries(folder: Path) -> dict[str, FileEntry]:
     }
 
 
-def _check_file(path: Path, entry: FileEntry) -> None:
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Compare a file with its entry.
+
+    Raises:
+        CorruptArtifact: it is missing, cut short or altered.
+    """
     if not path.exists():
         raise CorruptArtifact(f"{path}: named in the manifest but missing")
     size = path.stat().st_size
