@@ -1,0 +1,69 @@
+"""What the shipped models are trained on from nothing: every step of the pipeline for the teacher, a little of the task for the base."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator
+
+from supertiny.records import Call, Message
+from supertiny.tasks.assistant.generator import OUT_OF_SCOPE, Request, phrasings_of, requests
+from supertiny.tasks.assistant.teacher import NO_TOOL, REFUSAL, fill_messages, problem, repair_messages, route_messages
+from supertiny.tasks.assistant.tools import ARGUMENTS
+from supertiny.tasks.assistant.values import closed, invented_word
+from supertiny.tasks.calls import render
+
+Example = tuple[list[Message], str]
+BASE_PHRASINGS = 3
+
+
+def teacher_examples(seed: int) -> Iterator[Example]:
+    """Every request as a route, as filling, as a repair now and then, and in the student's format."""
+    rng = random.Random(seed)
+    for request in requests("train", seed):
+        messages = request.prompt().messages
+        yield _direct(request)
+        yield route_messages(messages), request.call.name if request.call else NO_TOOL
+        if request.call:
+            fill = fill_messages(messages, request.call.name)
+            yield _repair(fill, request.call, rng) if rng.random() < 0.1 else (fill, _arguments(request.call))
+
+
+def base_examples(seed: int) -> Iterator[Example]:
+    """The student's format for a few phrasings of every tool, so that copying is learnt and the task is not."""
+    phrasings = {name: patterns[:BASE_PHRASINGS] for name, patterns in phrasings_of("train").items() if name != OUT_OF_SCOPE}
+    return map(_direct, requests("train", seed, phrasings))
+
+
+def _direct(request: Request) -> Example:
+    return request.prompt().messages, render([request.call]) if request.call else REFUSAL
+
+
+def _repair(fill: list[Message], call: Call, rng: random.Random) -> Example:
+    """The right arguments after wrong ones and the error that they gave."""
+    for arguments in itertools.islice(_damaged(call, rng), 20):
+        error = problem(call.name, arguments)
+        if error is not None:
+            return repair_messages(fill, arguments, error), _arguments(call)
+    return fill, _arguments(call)
+
+
+def _damaged(call: Call, rng: random.Random) -> Iterator[str]:
+    """Endless ways to get the arguments wrong; a few of them are harmless."""
+    while True:
+        arguments = dict(call.arguments)
+        key = rng.choice([*arguments, "room"])
+        ways = rng.randrange(4)
+        if ways == 0:
+            arguments.pop(key, None)
+        elif ways == 1:
+            arguments[key] = rng.choice([invented_word(rng), rng.choice(closed("room")), rng.randint(0, 2000)])
+        elif ways == 2:
+            arguments[rng.choice(ARGUMENTS[rng.choice(list(ARGUMENTS))])] = invented_word(rng)
+        text = json.dumps(arguments, ensure_ascii=False)
+        yield text[: rng.randint(1, len(text))] if ways == 3 else text
+
+
+def _arguments(call: Call) -> str:
+    return json.dumps(call.arguments, ensure_ascii=False)

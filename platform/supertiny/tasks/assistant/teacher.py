@@ -1,0 +1,90 @@
+"""The teacher pipeline: route to a tool, fill in its arguments, check them by executing, repair once, score the answer.
+
+Each step is one call of the same model, which a short system message tells the step:
+
+    route              -> `set_light`, or `none`
+    fill set_light     -> `{"room": "kitchen", "power": "on"}`
+    ... and the error  -> the arguments again, repaired
+    (no system message)-> the student's format; only scored, never generated
+"""
+
+from __future__ import annotations
+
+import json
+
+from supertiny.errors import MalformedCall, ToolFailure
+from supertiny.llm.base import Llm, Sampling
+from supertiny.records import Call, Completion, Message, Prompt, Usage
+from supertiny.tasks.assistant.home import Home
+from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS
+from supertiny.tasks.calls import check_schema, render
+
+REFUSAL = "I can't do that."
+NO_TOOL = "none"
+_ROUTE_TOKENS = 12
+_FILL_TOKENS = 96
+
+
+async def solve(prompt: Prompt, llm: Llm, temperature: float, top_k: int) -> Completion:
+    """The pipeline's answer to one prompt in the student's format, with the model's top-k over its tokens and the usage of all calls.
+
+    Args:
+        temperature: of the sampled arguments; the route is greedy.
+        top_k: how many tokens a position the score keeps.
+    """
+    routed = (await llm.complete(route_messages(prompt.messages), sampling=Sampling(max_tokens=_ROUTE_TOKENS)))[0]
+    tool, usage = routed.text.strip(), routed.usage
+    text = REFUSAL
+    if tool in ARGUMENTS:
+        call, filled = await _fill(prompt, tool, llm, Sampling(temperature=temperature, max_tokens=_FILL_TOKENS))
+        usage += filled
+        text = render([call]) if call else REFUSAL
+    answer = await llm.score(prompt.messages, text, tools=TOOLS, logprobs=top_k)
+    return answer.model_copy(update={"text": text, "usage": usage + answer.usage})
+
+
+async def _fill(prompt: Prompt, tool: str, llm: Llm, sampling: Sampling) -> tuple[Call | None, Usage]:
+    """The tool's call, repaired once where it failed; None where the model never wrote arguments at all."""
+    messages = fill_messages(prompt.messages, tool)
+    first = (await llm.complete(messages, sampling=sampling))[0]
+    error = problem(tool, first.text)
+    if error is None:
+        return _read(tool, first.text), first.usage
+    again = (await llm.complete(repair_messages(messages, first.text, error), sampling=Sampling(max_tokens=_FILL_TOKENS)))[0]
+    return _read(tool, again.text) or _read(tool, first.text), first.usage + again.usage
+
+
+def route_messages(messages: list[Message]) -> list[Message]:
+    """The conversation as the routing step sees it."""
+    return [{"role": "system", "content": "route"}, *messages]
+
+
+def fill_messages(messages: list[Message], tool: str) -> list[Message]:
+    """The conversation as the filling step sees it."""
+    return [{"role": "system", "content": f"fill {tool}"}, *messages]
+
+
+def repair_messages(messages: list[Message], arguments: str, error: str) -> list[Message]:
+    """The filling step's conversation after arguments that failed."""
+    return [*messages, {"role": "assistant", "content": arguments}, {"role": "tool", "content": error}]
+
+
+def problem(tool: str, arguments: str) -> str | None:
+    """What is wrong with arguments as the model wrote them, found by schema and by executing them in a scratch home."""
+    call = _read(tool, arguments)
+    if call is None:
+        return "not a JSON object"
+    try:
+        check_schema([call], TOOLS)
+        Home().execute(call)
+    except (MalformedCall, ToolFailure) as error:
+        return str(error)
+    return None
+
+
+def _read(tool: str, arguments: str) -> Call | None:
+    try:
+        values = json.loads(arguments)
+    except ValueError:
+        return None
+    return Call(name=tool, arguments=values) if isinstance(values, dict) else None
