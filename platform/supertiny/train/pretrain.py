@@ -1,0 +1,158 @@
+"""Pretraining: a tokenizer and a tiny Qwen2 model from nothing, out of the examples that a task makes."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.errors import ConfigError, NotFinite
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.tasks.base import Pretrainable, load_task
+from supertiny.tracking import JsonlTracker, Tracker
+from supertiny.train.pretrain_config import ModelSize, PretrainConfig
+from supertiny.train.students import model_size
+from supertiny.train.tokenizer import make_tokenizer
+
+Ids = tuple[list[int], list[int]]
+"""An example's prompt and answer as token ids."""
+_POOLED_BATCHES = 32
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig) -> Artifact:
+    """The model artifact of a config: a Hugging Face folder in bfloat16, with its tokenizer.
+
+    Raises:
+        ConfigError: the task makes no examples.
+        NotFinite: the loss is NaN or infinite.
+    """
+    task = load_task(config.task)
+    if not isinstance(task, Pretrainable):
+        raise ConfigError(f"task.path {config.task.path} has no pretraining_examples; start from a pre-trained model instead")
+    parents = {"tokenizer": open_artifact(config.tokenizer, config.run_root, "model")} if config.tokenizer else {}
+    return make(config, "model", parents, lambda folder: _build(config, task, parents, folder))
+
+
+def _build(config: PretrainConfig, task: Pretrainable, parents: Mapping[str, Artifact], folder: Path) -> dict[str, Any]:
+    """Train, and leave the model and its tokenizer in `folder`."""
+    tokenizer = AutoTokenizer.from_pretrained(parents["tokenizer"].path) if parents else _new_tokenizer(config, task)
+    torch.manual_seed(config.seed)
+    model = new_model(config.model, tokenizer)
+    metrics_path = folder / "metrics.jsonl"
+    metrics_path.unlink(missing_ok=True)
+    metrics = _train(model, _token_ids(config, task, tokenizer), config, JsonlTracker(metrics_path))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {**model_size(folder), **metrics}
+
+
+def _new_tokenizer(config: PretrainConfig, task: Pretrainable) -> Any:
+    examples = itertools.islice(task.pretraining_examples(config.role, config.seed), config.tokenizer_examples)
+    texts = (text for messages, answer in examples for text in (*(message["content"] for message in messages), answer))
+    return make_tokenizer(texts, config.model.vocabulary_size)
+
+
+def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:
+    """A Qwen2 model with random weights in float32."""
+    config = Qwen2Config(
+        vocab_size=size.vocabulary_size,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.feed_forward_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.hidden_size // 64,
+        num_key_value_heads=size.num_key_value_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def _token_ids(config: PretrainConfig, task: Pretrainable, tokenizer: Any) -> Iterator[Ids]:
+    for messages, answer in task.pretraining_examples(config.role, config.seed):
+        prompt, completion = prompt_token_ids(tokenizer, messages, ()), completion_token_ids(tokenizer, answer)
+        if len(prompt) + len(completion) <= config.max_tokens:
+            yield prompt, completion
+
+
+def _train(model: Qwen2ForCausalLM, examples: Iterator[Ids], config: PretrainConfig, tracker: Tracker) -> dict[str, float]:
+    """Train in place; returns the first and last mean losses on the answers' tokens, in nats a token."""
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    losses: list[float] = []
+    means: list[float] = []
+    started, tokens = time.monotonic(), 0
+    for step, batch in enumerate(itertools.islice(_batches(examples, config.batch, config.seed), config.steps), 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        losses.append(_step(model, optimizer, batch, config.prompt_loss_weight))
+        tokens += sum(len(prompt) + len(answer) for prompt, answer in batch)
+        if step % config.log_every_steps == 0 or step == config.steps:
+            seconds = time.monotonic() - started
+            means.append(sum(losses) / len(losses))
+            losses.clear()
+            tracker.log({"loss": means[-1], "tokens": tokens, "seconds": round(seconds, 1)}, step)
+            log.info("step %d of %d: loss %.4f, %.0f tokens/s", step, config.steps, means[-1], tokens / seconds)
+    return {"first_loss": means[0], "loss": means[-1], "trained_tokens": tokens}
+
+
+def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: list[Ids], prompt_loss_weight: float) -> float:
+    """One update; returns the mean loss on the answers' tokens."""
+    ids_BT, weights_BT = collate(batch, prompt_loss_weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
+    losses_BT = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids_BT[:, 1:], reduction="none")
+    answers_BT = weights_BT == 1
+    loss = (losses_BT * weights_BT).sum() / answers_BT.sum()
+    if not torch.isfinite(loss):
+        raise NotFinite("the pretraining loss is not finite; lower learning_rate or raise warmup_steps")
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(losses_BT.detach()[answers_BT].mean())
+
+
+def learning_rate(step: int, config: PretrainConfig) -> float:
+    """The rate of a step, counted from 1: a straight rise, then a cosine down to 0."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def collate(batch: list[Ids], prompt_loss_weight: float) -> tuple[Tensor, Tensor]:
+    """A batch's ids (B, T), padded on the right where causal attention never looks, and each next token's weight (B, T - 1)."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in batch)
+    ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    weights_BT = torch.zeros(len(batch), longest - 1)
+    for row, (prompt, answer) in enumerate(batch):
+        end = len(prompt) + len(answer)
+        ids_BT[row, :end] = torch.tensor(prompt + answer)
+        weights_BT[row, : len(prompt) - 1] = prompt_loss_weight
+        weights_BT[row, len(prompt) - 1 : end - 1] = 1
+    return ids_BT, weights_BT
+
+
+def _batches(examples: Iterator[Ids], batch: int, seed: int) -> Iterator[list[Ids]]:
+    """Batches of examples of about one length, in random order of length."""
+    rng = random.Random(seed)
+    while pool := list(itertools.islice(examples, batch * _POOLED_BATCHES)):
+        pool.sort(key=lambda ids: len(ids[0]) + len(ids[1]))
+        cut = [pool[start : start + batch] for start in range(0, len(pool), batch)]
+        rng.shuffle(cut)
+        yield from cut
