@@ -1,0 +1,18 @@
+"""Quantize a student: 4-bit weights by AWQ, or 8-bit weights and activations.
+
+python jobs/quantize.py --config jobs/configs/demo/awq.toml
+python jobs/quantize.py --config jobs/configs/demo/w8a8.toml --set student=heal
+"""
+
+from supertiny.cli import run_job
+from supertiny.compress.config import QuantizeConfig
+
+
+def main(config: QuantizeConfig) -> None:
+    from supertiny.compress.quantize import quantize  # LLM Compressor only once the config is good
+
+    quantize(config)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(QuantizeConfig, main, default="jobs/configs/demo/awq.toml"))

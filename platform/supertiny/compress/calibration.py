@@ -1,0 +1,52 @@
+"""The rows that show a compressing stage which weights matter: the student's own prompts and completions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from supertiny.errors import MissingInput
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.records import Rollout
+
+MAX_BATCH_TOKENS = 2048
+"""Tokens a forward pass, where rows are no longer: bounds the float32 logits (1.2 GB at a vocabulary of 151,936)."""
+
+Batch = list[list[int]]
+"""Rows of token ids, all of one length."""
+
+
+def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int, max_row_tokens: int) -> Batch:
+    """Token ids of prompt and completion, for one rollout of each of `num_rows` prompts.
+
+    The prompts are drawn by the hash of their ids: always the same ones, from every slice alike, whatever the table's order.
+
+    Raises:
+        MissingInput: there is no rollout at all.
+    """
+    first_of_prompt: dict[str, Rollout] = {}
+    for rollout in rollouts:
+        first_of_prompt.setdefault(rollout.prompt.id, rollout)
+    if not first_of_prompt:
+        raise MissingInput("the rollouts hold no accepted row to calibrate with; look at their rejected rows")
+    drawn = sorted(first_of_prompt, key=lambda prompt_id: hashlib.sha256(prompt_id.encode()).digest())[:num_rows]
+    return [_token_ids(tokenizer, first_of_prompt[prompt_id])[:max_row_tokens] for prompt_id in drawn]
+
+
+def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_TOKENS) -> list[Batch]:
+    """Every row once, in batches of one length each: padding would count as tokens in the statistics."""
+    by_length: dict[int, Batch] = defaultdict(list)
+    for row in rows:
+        by_length[len(row)].append(row)
+    batches = []
+    for length, alike in sorted(by_length.items()):
+        size = max(1, max_tokens // length)
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches
+
+
+def _token_ids(tokenizer: Any, rollout: Rollout) -> list[int]:
+    prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
+    return [*prompt, *completion_token_ids(tokenizer, rollout.completion.text)]

@@ -1,0 +1,69 @@
+"""Model folders that plain Hugging Face and vLLM load, and how far a compressed model moved from its original."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from supertiny.compress.calibration import Batch
+from supertiny.errors import NotFinite
+
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""Files that compression leaves as they are; a folder has those that its model came with."""
+
+
+def copy_unchanged(source: Path, folder: Path) -> None:
+    """Give a compressed model its original's tokenizer, chat template and generation settings, byte for byte.
+
+    Saving a loaded tokenizer writes other bytes, and stages compare tokenizers by the hash of `tokenizer.json`.
+    """
+    for name in COPIED_FILES:
+        (folder / name).unlink(missing_ok=True)
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of all weight files."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@torch.inference_mode()
+def divergence(original: Path, compressed: Path, batches: Sequence[Batch]) -> dict[str, float]:
+    """How far a compressed model's next-token distributions lie from its original's, both as Hugging Face loads their files.
+
+    Returns:
+        `kl_nats`: mean over all positions of KL(original ‖ compressed), nats a token; `greedy_agreement`: fraction of positions where
+        both find the same token likeliest.
+
+    Raises:
+        NotFinite: the compressed model gives NaN or infinite logits.
+    """
+    before, after = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (original, compressed))
+    kl_sum, same, tokens = 0.0, 0, 0
+    for batch in batches:
+        p_BTV, q_BTV = (_logprobs(model, batch) for model in (before, after))
+        kl_sum += (p_BTV.exp() * (p_BTV - q_BTV)).sum().item()
+        same += int((p_BTV.argmax(-1) == q_BTV.argmax(-1)).sum())
+        tokens += p_BTV.shape[0] * p_BTV.shape[1]
+    if not torch.isfinite(torch.tensor(kl_sum)):
+        raise NotFinite(f"{compressed}: its logits are not finite; was {original} trained to the end?")
+    return {"kl_nats": kl_sum / tokens, "greedy_agreement": same / tokens}
+
+
+def _logprobs(model: Any, batch: Batch) -> torch.Tensor:
+    return torch.log_softmax(model(input_ids=torch.tensor(batch)).logits, dim=-1)

@@ -1,0 +1,77 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supertiny.compress.calibration import calibration_rows, equal_length_batches
+from supertiny.errors import MissingInput
+from supertiny.records import Completion, Prompt, Rollout, Verdict
+
+
+class LetterTokenizer:
+    """One token a letter: its code point; end of turn is 0."""
+
+    eos_token_id = 0
+
+    def apply_chat_template(self, messages, tools, add_generation_prompt, tokenize):
+        return messages[0]["content"] + ">"
+
+    def encode(self, text, add_special_tokens):
+        return [ord(letter) for letter in text]
+
+
+def rollout(prompt_id: str, index: int, text: str = "ok") -> Rollout:
+    return Rollout(
+        rollout_id=f"{prompt_id}/{index}",
+        index=index,
+        prompt=Prompt(id=prompt_id, messages=[{"role": "user", "content": prompt_id}]),
+        tools=[],
+        completion=Completion(text=text),
+        verdict=Verdict(accepted=True, score=1),
+        seconds=0,
+    )
+
+
+def decode(row: list[int]) -> str:
+    return "".join(map(chr, row))
+
+
+def test_a_row_is_the_prompt_and_its_completion_with_the_end_of_turn():
+    assert [decode(row) for row in calibration_rows(LetterTokenizer(), [rollout("hi", 0)], 5, 100)] == ["hi>ok\0"]
+
+
+def test_each_prompt_gives_one_row():
+    rows = calibration_rows(LetterTokenizer(), [rollout(name, index) for name in "abc" for index in range(3)], 100, 100)
+    assert sorted(map(decode, rows)) == ["a>ok\0", "b>ok\0", "c>ok\0"]
+
+
+def test_the_same_prompts_are_drawn_whatever_the_order_of_the_table():
+    table = [rollout(f"prompt {number}", 0) for number in range(50)]
+    drawn = calibration_rows(LetterTokenizer(), table, 10, 100)
+    assert drawn == calibration_rows(LetterTokenizer(), reversed(table), 10, 100)
+    assert len(drawn) == 10
+
+
+def test_the_first_prompts_of_the_table_are_not_preferred():
+    table = [rollout(f"prompt {number}", 0) for number in range(100)]
+    drawn = {decode(row) for row in calibration_rows(LetterTokenizer(), table, 20, 100)}
+    first = {decode(row) for row in calibration_rows(LetterTokenizer(), table[:20], 20, 100)}
+    assert len(drawn & first) < 15
+
+
+def test_long_rows_are_cut():
+    assert calibration_rows(LetterTokenizer(), [rollout("a", 0, "x" * 50)], 1, 8) == [[ord(letter) for letter in "a>xxxxxx"]]
+
+
+def test_no_accepted_rollout_is_an_error():
+    with pytest.raises(MissingInput, match="no accepted row"):
+        calibration_rows(LetterTokenizer(), [], 5, 100)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=9), max_size=60), st.integers(1, 30))
+def test_batches_hold_every_row_once_by_one_length_within_the_limit(rows: list[list[int]], max_tokens: int):
+    batches = equal_length_batches(rows, max_tokens)
+    assert Counter(tuple(row) for batch in batches for row in batch) == Counter(map(tuple, rows))
+    assert all(len({len(row) for row in batch}) == 1 for batch in batches)
+    assert all(len(batch) * len(batch[0]) <= max_tokens for batch in batches if len(batch) > 1)

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from supertiny.compress.config import PruneConfig, QuantizeConfig
+from supertiny.config import load, validate
+from supertiny.errors import ConfigError
+
+DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo"
+
+
+def test_awq_defaults_are_shown_in_the_resolved_config():
+    config = load(QuantizeConfig, DEMO / "awq.toml")
+    assert (config.group_size, config.num_scales) == (128, 20)
+
+
+@pytest.mark.parametrize("name", ["awq", "w8a8"])
+def test_a_resolved_config_is_itself_a_config(name: str):
+    config = load(QuantizeConfig, DEMO / f"{name}.toml")
+    assert validate(QuantizeConfig, config.model_dump(mode="json"), "test") == config
+
+
+@pytest.mark.parametrize("setting", ["group_size=64", "num_scales=5"])
+def test_a_setting_of_awq_is_refused_on_w8a8(setting: str):
+    with pytest.raises(ConfigError, match="without effect on w8a8"):
+        load(QuantizeConfig, DEMO / "w8a8.toml", [setting])
+
+
+def test_a_setting_of_awq_is_taken_on_awq():
+    assert load(QuantizeConfig, DEMO / "awq.toml", ["group_size=64"]).group_size == 64
+
+
+@pytest.mark.parametrize("setting", ["target_parameters_fraction=1.0", "num_rows=0", "axis=height", "tolerance=0.1"])
+def test_a_bad_pruning_setting_is_named(setting: str):
+    with pytest.raises(ConfigError, match=setting.split("=")[0]):
+        load(PruneConfig, DEMO / "prune.toml", [setting])

@@ -1,0 +1,129 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from supertiny.compress.export import divergence, weight_bytes
+from supertiny.compress.prune import block_influence, channel_importance, kept_channels, kept_layers, write_pruned
+from supertiny.compress.shapes import read_shape, solve
+
+BATCHES = [[[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]], [[11, 12, 13]]]
+
+
+def tiny_model(num_layers: int = 4) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+def silence_channels(model: Qwen2ForCausalLM, channels: torch.Tensor) -> None:
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight[channels] = 0
+
+
+def silence_layer(model: Qwen2ForCausalLM, layer: int) -> None:
+    with torch.no_grad():
+        model.model.layers[layer].self_attn.o_proj.weight.zero_()
+        model.model.layers[layer].mlp.down_proj.weight.zero_()
+
+
+def pruned(model: Qwen2ForCausalLM, folder: Path, axis: str, fraction: float) -> dict:
+    model.save_pretrained(folder / "before")
+    smaller = solve(read_shape(model.config.to_dict()), axis, fraction, 0.5)
+    return write_pruned(folder / "before", folder / "after", smaller, BATCHES)
+
+
+def test_kept_channels_are_the_most_important_in_their_order():
+    assert kept_channels(torch.tensor([0.1, 9.0, 0.2, 8.0, 7.0]), 3).tolist() == [1, 3, 4]
+
+
+def test_kept_layers_are_the_most_influential_in_their_order():
+    assert kept_layers([0.5, 0.01, 0.2, 0.9], 3) == [0, 2, 3]
+
+
+def test_channel_importance_is_mean_activation_times_the_norm_of_its_reader():
+    model = tiny_model(1)
+    linear = model.model.layers[0].mlp.down_proj
+    seen = []
+    handle = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
+    for batch in BATCHES:
+        model(torch.tensor(batch))
+    handle.remove()
+    expected = torch.cat(seen).abs().mean(dim=0) * linear.weight.square().sum(dim=0).sqrt()
+    torch.testing.assert_close(channel_importance(model, BATCHES)[0], expected)
+
+
+def test_a_layer_that_adds_nothing_has_no_influence():
+    model = tiny_model()
+    silence_layer(model, 2)
+    influence = block_influence(model, BATCHES)
+    assert influence[2] == pytest.approx(0, abs=1e-5)
+    assert min(influence[:2] + influence[3:]) > 0.01
+
+
+def test_removing_silent_channels_changes_no_logit(tmp_path: Path):
+    model = tiny_model()
+    silence_channels(model, torch.randperm(256)[:128])
+    removed = pruned(model, tmp_path, "width", 0.8)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
+    assert removed == {"removed_layers": [], "removed_channels_per_layer": 128}
+    assert after.config.intermediate_size == 128
+    torch.testing.assert_close(after(torch.tensor(BATCHES[0])).logits, model(torch.tensor(BATCHES[0])).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_removing_a_silent_layer_changes_no_logit(tmp_path: Path):
+    model = tiny_model()
+    silence_layer(model, 1)
+    removed = pruned(model, tmp_path, "depth", 0.8)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
+    assert removed == {"removed_layers": [1], "removed_channels_per_layer": 0}
+    assert len(json.loads((tmp_path / "after" / "config.json").read_text())["layer_types"]) == 3
+    torch.testing.assert_close(after(torch.tensor(BATCHES[0])).logits, model(torch.tensor(BATCHES[0])).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_pruned_weights_keep_their_type_and_are_counted_exactly(tmp_path: Path):
+    model = tiny_model().to(torch.bfloat16)
+    pruned(model, tmp_path, "width", 0.8)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "after", dtype="auto")
+    assert after.dtype == torch.bfloat16
+    assert read_shape(after.config.to_dict()).num_parameters == after.num_parameters()
+    assert weight_bytes(tmp_path / "after") == pytest.approx(2 * after.num_parameters(), rel=0.05)
+
+
+def test_what_came_with_the_model_is_copied_byte_for_byte(tmp_path: Path):
+    model = tiny_model()
+    (tmp_path / "before").mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / "before" / name).write_text(f"{{ {name} }}")
+    pruned(model, tmp_path, "width", 0.8)
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+
+
+def test_divergence_of_a_model_from_itself_is_nothing(tmp_path: Path):
+    tiny_model().save_pretrained(tmp_path)
+    assert divergence(tmp_path, tmp_path, BATCHES) == {"kl_nats": 0.0, "greedy_agreement": 1.0}
+
+
+def test_divergence_is_the_mean_kl_over_positions(tmp_path: Path):
+    models = [tiny_model(), tiny_model()]
+    silence_layer(models[1], 0)
+    for model, name in zip(models, "ab", strict=True):
+        model.save_pretrained(tmp_path / name)
+    before, after = (torch.cat([model(torch.tensor(batch)).logits.flatten(0, 1) for batch in BATCHES]) for model in models)
+    expected = torch.nn.functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="batchmean")
+    moved = divergence(tmp_path / "a", tmp_path / "b", BATCHES)
+    assert moved["kl_nats"] == pytest.approx(expected.item(), rel=1e-4)
+    assert moved["greedy_agreement"] == pytest.approx((before.argmax(-1) == after.argmax(-1)).float().mean().item())
