@@ -1,0 +1,32 @@
+# `make demo` and `make test` do everything; both make .venv first if it is not there.
+
+VENV ?= .venv
+RUN_ROOT ?= $(CURDIR)/runs/demo
+BIN := $(VENV)/bin
+GIT_REVISION := $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## make .venv from the locked CPU environment; seconds if it is already there
+	@requirements/setup.sh
+
+demo: setup  ## the whole chain on this machine, served, measured and reported in runs/demo
+	$(BIN)/python -m supertiny.pipeline.demo --run-root "$(RUN_ROOT)" --git-revision $(GIT_REVISION)
+
+serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
+	$(BIN)/python -m supertiny.pipeline.serve --run-root "$(RUN_ROOT)"
+
+test: check  ## check, then every test
+	$(BIN)/pytest
+
+check: setup  ## format, lint, types, import layers, the rules of the tree
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest --quiet --durations=0 --durations-min=5 tests/unit/test_repository.py

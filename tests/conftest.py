@@ -1,0 +1,56 @@
+"""What every test gets: one Ray for the session, quiet and offline libraries, the cheap tests first."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+QUIET_AND_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",  # several processes share two cores
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it every actor warns
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+for name, value in QUIET_AND_OFFLINE.items():  # before anything reads them; Ray's workers inherit them
+    os.environ.setdefault(name, value)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Unit tests first, then what needs no Ray, then the rest: a small mistake shows in seconds."""
+    items.sort(key=lambda item: ("unit" not in item.path.parts, _needs_ray(item), item.get_closest_marker("slow") is not None))
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for the whole session: 8 logical CPUs, since actors that only wait take one each."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="supertiny-") as folder:  # a short path: sockets lie in it
+        ray.init(
+            "local",  # never a cluster that RAY_ADDRESS names
+            num_cpus=8,
+            include_dashboard=False,
+            object_store_memory=512 * 2**20,
+            logging_level="warning",
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the source tree."""
+    return Path(__file__).resolve().parent.parent
+
+
+def _needs_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None or "local_ray" in getattr(item, "fixturenames", ())
