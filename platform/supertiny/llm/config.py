@@ -1,0 +1,36 @@
+"""Settings of the engines behind `Llm`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from supertiny.config import Config
+
+
+class EngineConfig(Config):
+    """How vLLM runs one model inside the calling process."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of weights and activations; `auto` takes the checkpoint's (vLLM's `dtype`)."""
+    max_model_len: int = Field(512, ge=16)
+    """Prompt and completion together, tokens."""
+    max_num_seqs: int = Field(256, gt=0)
+    """Completions decoded together; keep more requests than this in flight."""
+    max_num_batched_tokens: int = Field(8192, ge=16)
+    """Tokens of one engine step, prefill included."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """Memory for keys and values, GiB a worker (vLLM's `kv_cache_memory_bytes`)."""
+    enable_prefix_caching: bool = False
+    """Keep the keys and values of prompts for later prompts that start alike; only whole blocks of `block_size` tokens are kept."""
+    block_size: int = Field(32, ge=16)
+    """Tokens of one block of keys and values."""
+    tensor_parallel_size: int = Field(1, gt=0)
+    """Devices that one model is split over."""
+    num_threads: int | None = Field(None, gt=0)
+    """OpenMP threads of the engine on a CPU; None leaves the process's own number. Refused where there is a GPU."""
+    enforce_eager: bool = True
+    """Run as written instead of compiling; starts faster, and the faster of the two for models of a few million parameters."""
+    no_progress_seconds: float = Field(300.0, gt=0)
+    """Requests waiting and none finished for this long: the engine is given up with NoProgress."""

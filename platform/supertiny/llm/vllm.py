@@ -1,0 +1,282 @@
+"""vLLM behind the `Llm` seam: one engine inside this process, stepped by one thread, hundreds of requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supertiny.errors import ConfigError, MissingInput, NoProgress, PlanTooBig
+from supertiny.llm.base import GREEDY, Sampling
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.llm.config import EngineConfig
+from supertiny.records import Completion, Message, Tool, TopK, Usage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the stepping thread is handed; `future` gets vLLM's RequestOutput."""
+
+    request_id: str
+    token_ids: list[int]
+    params: Any
+    future: Future[Any]
+
+
+@dataclass(frozen=True)
+class _Abort:
+    request_id: str
+
+
+class VllmLlm:
+    """A model folder served by vLLM's `LLMEngine` in this process.
+
+    Building it takes about as long as importing vLLM (11 s) the first time in a process and 1-2 s after that; `close` frees
+    the engine, so that models can be built in turn. One engine at a time a process. `failure` is what killed the engine, if
+    anything did: then nothing more will be answered.
+
+    Args:
+        model_path: a Hugging Face folder: config.json, weights, tokenizer with a chat template.
+
+    Raises:
+        MissingInput: no such folder; seen before vLLM is imported.
+        ConfigError: `num_threads` where there is a GPU.
+        PlanTooBig: fewer devices than `tensor_parallel_size`.
+    """
+
+    def __init__(self, model_path: str | Path, engine: EngineConfig = EngineConfig()) -> None:
+        path = Path(model_path).expanduser().absolute()
+        if not (path / "config.json").is_file():
+            raise MissingInput(f"{path}: no config.json there, so it is no model folder; make the model first or set another path")
+        self.failure: BaseException | None = None
+        self._config = engine
+        self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
+        self._waiting: dict[str, _Request] = {}
+        self._progress_at = time.monotonic()
+        self._next_id = 0
+        built: Future[Any] = Future()
+        self._thread = threading.Thread(target=self._run, args=(path, built), name=f"vllm-{path.name}", daemon=True)
+        self._thread.start()
+        self._tokenizer = built.result()
+
+    async def complete(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
+    ) -> list[Completion]:
+        """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1.
+
+        Raises:
+            ConfigError: the prompt leaves no room for `max_tokens`.
+            NoProgress: nothing came out of the engine for `no_progress_seconds`.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids = prompt_token_ids(self._tokenizer, messages, tools)
+        self._check_length(len(prompt_ids), sampling.max_tokens)
+        params = SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop),
+            seed=sampling.seed,
+            logprobs=logprobs or None,
+            flat_logprobs=True,
+            detokenize=bool(sampling.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        answer = await self._submit(prompt_ids, params)
+        cached = min(answer.num_cached_tokens or 0, len(prompt_ids))
+        return [self._completion(output, len(prompt_ids), cached, logprobs) for output in answer.outputs]
+
+    async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
+        """A given answer as this model sees it: its tokens, end of turn included, each with the top K tokens, in one prefill."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt_ids = prompt_token_ids(self._tokenizer, messages, tools)
+        answer_ids = completion_token_ids(self._tokenizer, text)
+        self._check_length(len(prompt_ids) + len(answer_ids), 1)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=logprobs,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        answer = await self._submit(prompt_ids + answer_ids, params)
+        return Completion(
+            text=text,
+            token_ids=answer_ids,
+            top_k=_top_k(answer.prompt_logprobs, range(len(prompt_ids), len(prompt_ids) + len(answer_ids)), logprobs),
+            usage=Usage(prompt_tokens=len(prompt_ids) + len(answer_ids)),
+        )
+
+    def close(self) -> None:
+        """Stop the engine and free its memory; requests still waiting fail. Closing twice is harmless."""
+        self._inbox.put(None)
+        self._thread.join(timeout=60)
+        if self._thread.is_alive():
+            raise NoProgress(f"{self._thread.name} did not stop within 60 s; end the process")
+
+    def _check_length(self, num_tokens: int, max_tokens: int) -> None:
+        if num_tokens + max_tokens > self._config.max_model_len:
+            limit = self._config.max_model_len
+            raise ConfigError(f"a prompt of {num_tokens} tokens and max_tokens {max_tokens} exceed the engine's max_model_len {limit}")
+
+    def _completion(self, output: Any, prompt_tokens: int, cached_tokens: int, logprobs: int) -> Completion:
+        ids = list(output.token_ids)
+        stopped = output.finish_reason == "stop"
+        if output.text:
+            text = output.text  # cut by vLLM at a stop string
+        else:
+            text = self._tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+        return Completion(
+            text=text,
+            token_ids=ids,
+            top_k=_top_k(output.logprobs, range(len(ids)), logprobs) if logprobs else None,
+            finish_reason="stop" if stopped else "length",
+            usage=Usage(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=len(ids)),
+        )
+
+    async def _submit(self, token_ids: list[int], params: Any) -> Any:
+        self._next_id += 1
+        request = _Request(str(self._next_id), token_ids, params, Future())
+        if not self._waiting:
+            self._progress_at = time.monotonic()
+        self._inbox.put(request)
+        if self.failure is not None:  # looked at after the put: a thread that ends sets it before it empties the inbox
+            raise self.failure
+        answer = asyncio.wrap_future(request.future)
+        try:
+            while not answer.done():
+                await asyncio.wait({answer}, timeout=self._config.no_progress_seconds)
+                self._check_progress(answer)
+        except asyncio.CancelledError:
+            self._inbox.put(_Abort(request.request_id))
+            raise
+        return answer.result()
+
+    def _check_progress(self, answer: asyncio.Future[Any]) -> None:
+        silent = time.monotonic() - self._progress_at
+        if not answer.done() and silent > self._config.no_progress_seconds:
+            self.failure = NoProgress(f"{self._thread.name}: {len(self._waiting)} requests waiting and none finished for {silent:.0f} s")
+            raise self.failure
+
+    # From here on: the stepping thread.
+
+    def _run(self, path: Path, built: Future[Any]) -> None:
+        try:
+            engine = _build(path, self._config)
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(engine.get_tokenizer())
+        try:
+            self._step_until_closed(engine)
+        except BaseException as error:
+            log.exception("%s died", self._thread.name)
+            self.failure = error
+        finally:
+            self._fail_waiting()
+            engine.engine_core.shutdown()
+            del engine
+            gc.collect()
+
+    def _step_until_closed(self, engine: Any) -> None:
+        while True:
+            busy = engine.has_unfinished_requests()
+            while not busy or not self._inbox.empty():
+                item = self._inbox.get()
+                if item is None:
+                    return
+                self._take(engine, item)
+                busy = engine.has_unfinished_requests()
+            for output in engine.step():
+                if output.finished:
+                    self._progress_at = time.monotonic()
+                    self._waiting.pop(output.request_id).future.set_result(output)
+
+    def _take(self, engine: Any, item: _Request | _Abort) -> None:
+        if isinstance(item, _Abort):
+            if self._waiting.pop(item.request_id, None):
+                engine.abort_request([item.request_id])
+            return
+        self._waiting[item.request_id] = item
+        try:
+            engine.add_request(item.request_id, {"prompt_token_ids": item.token_ids}, item.params)
+        except ValueError as error:  # this request is wrong; the engine is not
+            self._waiting.pop(item.request_id).future.set_exception(error)
+
+    def _fail_waiting(self) -> None:
+        error = self.failure or NoProgress(f"{self._thread.name} was closed before it answered")
+        self.failure = error
+        requests = list(self._waiting.values())
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, _Request):
+                requests.append(item)
+        self._waiting.clear()
+        for request in requests:
+            if not request.future.done():
+                request.future.set_exception(error)
+
+
+def _top_k(flat: Any, positions: range, k: int) -> TopK:
+    """The k likeliest tokens at `positions`: vLLM's FlatLogprobs hold, a position, the token itself and then those by rank."""
+    starts = [flat.start_indices[position] + 1 for position in positions]
+    return TopK(
+        ids=[flat.token_ids[start : start + k] for start in starts],
+        logprobs=[flat.logprobs[start : start + k] for start in starts],
+    )
+
+
+def _build(path: Path, config: EngineConfig) -> Any:
+    """An `LLMEngine` whose core runs in this process. Called in the thread that will step it: OpenMP's settings are a thread's."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import torch
+    from torch._C import set_num_threads  # vLLM replaces torch.set_num_threads by a warning
+
+    has_gpu = torch.cuda.is_available()
+    if config.num_threads is not None:
+        if has_gpu:
+            raise ConfigError("engine.num_threads is for CPUs and this machine has a GPU; leave it out")
+        set_num_threads(config.num_threads)
+    if has_gpu and torch.cuda.device_count() < config.tensor_parallel_size:
+        raise PlanTooBig(f"engine.tensor_parallel_size {config.tensor_parallel_size}; visible GPUs: {torch.cuda.device_count()}")
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    started = time.monotonic()
+    engine = LLMEngine.from_engine_args(
+        EngineArgs(
+            model=str(path),
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
+            enable_prefix_caching=config.enable_prefix_caching,
+            block_size=config.block_size,
+            tensor_parallel_size=config.tensor_parallel_size,
+            enforce_eager=config.enforce_eager,
+            max_logprobs=-1,
+            disable_log_stats=True,
+        )
+    )
+    log.info("%s: engine ready in %.1f s", path.name, time.monotonic() - started)
+    return engine
