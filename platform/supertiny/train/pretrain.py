@@ -59,7 +59,8 @@ def _build(config: PretrainConfig, task: Pretrainable, parents: Mapping[str, Art
 
 def _new_tokenizer(config: PretrainConfig, task: Pretrainable) -> Any:
     examples = itertools.islice(task.pretraining_examples(config.role, config.seed), config.tokenizer_examples)
-    texts = (text for messages, answer in examples for text in (*(message["content"] for message in messages), answer))
+    conversations = ([*messages, {"role": "assistant", "content": answer}] for messages, answer in examples)
+    texts = (text for conversation in conversations for message in conversation for text in (message["role"], message["content"]))
     return make_tokenizer(texts, config.model.vocabulary_size)
 
 

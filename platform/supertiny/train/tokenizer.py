@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
-
-_PIECES = "|".join(
-    (
-        r'\n\{"name": "|", "arguments": \{"?',  # a call's beginning, as tasks.calls.render writes it
-        r'": \{"|": \["|": "|": |"\}\}\n|"\]\}\}\n|\]\}\}\n|\}\}\n|", "|, "|"\], "|\], "|\{"|"\}',  # between its values
-        r"[\p{L}\p{M}_]+",  # a word, without the space before it
-        r"\p{N}",  # one digit
-        r"\s|[^\s\p{L}\p{M}\p{N}_]",  # any other character by itself
-    )
+WHOLE = (
+    *("<tool_call>", "</tool_call>"),
+    *('\n{"name": "', '", "arguments": {"', '", "arguments": {', '"}}\n', "}}\n"),  # a call, as tasks.calls.render writes it
+    *('": "', '": ["', '": ', '", "', ', "', '"], "', '"]}}\n', '{"', '"}', "}", '"'),  # between its values
+    " ",
 )
-"""Where a text may be cut into tokens; a token never crosses a cut, and every character is in one piece."""
+"""Texts that are one token each wherever they occur. Qwen2's own cutting would join a word with the space or quote before it, so that
+a value looked different in a prompt and in a call; a space that is a token of its own keeps them alike, and copying is easy to learn."""
 
 CHAT_TEMPLATE = """\
 {%- macro call_text(call) -%}
@@ -50,24 +46,41 @@ CHAT_TEMPLATE = """\
 
 
 def make_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
-    """A byte-level BPE tokenizer trained on texts, lossless on any Unicode, as a transformers fast tokenizer with a chat template."""
-    from transformers import PreTrainedTokenizerFast
+    """A byte-level BPE tokenizer trained on texts, lossless on any text in Unicode's composed form (NFC), with a chat template.
+
+    It is a `Qwen2Tokenizer`, because every loader takes that class for a Qwen2 model, whatever the folder says.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+
+    model = _train(texts, vocabulary_size - len(WHOLE))
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START],
+        model_max_length=1024,
+    )
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in WHOLE])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _train(texts: Iterable[str], vocabulary_size: int) -> dict[str, Any]:
+    """A byte-level BPE's `vocab` and `merges` from what lies between the whole tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
 
     bpe = Tokenizer(models.BPE())
-    cut = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    bpe.decoder = decoders.ByteLevel()
-    special = [END_OF_TEXT, TURN_START, TURN_END]
+    bpe.pre_tokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size - 2,
-        special_tokens=special,
+        vocab_size=vocabulary_size,
+        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
-    bpe.add_tokens([AddedToken(token, normalized=False, special=False) for token in (CALL_START, CALL_END)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=TURN_END, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False, model_max_length=1024
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    whole = re.compile("|".join(re.escape(text) for text in sorted(WHOLE, key=len, reverse=True)))
+    bpe.train_from_iterator((piece for text in texts for piece in whole.split(text) if piece), trainer)
+    model: dict[str, Any] = json.loads(bpe.to_str())["model"]
+    return model
