@@ -8,6 +8,8 @@ SupertinyError
 ├── NoProgress          (TimeoutError)       something made no progress for longer than its limit
 ├── MalformedCall       (ValueError)         a completion is not a well-formed list of function calls
 ├── ToolFailure         (RuntimeError)       a tool refused its arguments, raised, or ran out of time
+├── PromptRefused       (ValueError)         an engine cannot take a prompt: too long, or nothing its template renders
+├── ArmBusy             (RuntimeError)       a served arm's queue is full, or no replica of it is up
 ├── NotFinite           (ArithmeticError)    a loss or gradient is NaN or infinite
 └── GateNotPassed       (RuntimeError)       promotion of an artifact whose gate did not pass
 
@@ -45,6 +47,14 @@ class MalformedCall(SupertinyError, ValueError):
 
 class ToolFailure(SupertinyError, RuntimeError):
     """A tool refused its arguments, raised, or ran out of time."""
+
+
+class PromptRefused(SupertinyError, ValueError):
+    """An engine cannot take a prompt: too long, or nothing its template renders."""
+
+
+class ArmBusy(SupertinyError, RuntimeError):
+    """A served arm's queue is full, or no replica of it is up."""
 
 
 class NotFinite(SupertinyError, ArithmeticError):

@@ -1,0 +1,144 @@
+"""The two systems that are compared: one call of the student, or the whole teacher pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from supertiny.config import TaskConfig
+from supertiny.errors import ArmBusy, PromptRefused
+from supertiny.llm.base import GREEDY, Llm, Sampling
+from supertiny.records import Completion, Message, Prompt, Tool, Usage
+from supertiny.serving.stream import Piece, Refused
+from supertiny.tasks.base import load_task
+
+Answer = TypeVar("Answer")
+_PROBE: list[Message] = [{"role": "user", "content": "ping"}]
+_ONE_TOKEN = Sampling(max_tokens=1)
+
+
+class Arm(Protocol):
+    """One way of answering a conversation."""
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """The whole answer.
+
+        Raises:
+            PromptRefused: the engine cannot take this conversation.
+            ArmBusy: the queue is full, or no replica is there.
+        """
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+        """The answer as it comes; raises as `complete` does."""
+
+    async def check(self) -> None:
+        """Generate one token for real; raises where the arm cannot."""
+
+
+class ServeLlm:
+    """An `Llm` over the handle of a `supertiny.serving.models.EngineServer`. It gives no token ids and no logprobs."""
+
+    def __init__(self, engine: DeploymentHandle[Any]) -> None:
+        self._engine = engine
+
+    async def complete(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
+    ) -> list[Completion]:
+        """`n` completions of a conversation."""
+        with _arm_errors():
+            answer: list[Completion] | Refused = await self._engine.complete.remote(list(messages), list(tools), n, sampling)
+        return _accepted(answer)
+
+    async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
+        """The text as given, at no cost: logprobs are for training, so serving leaves the prefill out."""
+        return Completion(text=text, usage=Usage(calls=0))
+
+    async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncIterator[Piece]:
+        """One completion as it is drawn."""
+        with _arm_errors():
+            pieces: Any = self._engine.options(stream=True).stream.remote(list(messages), list(tools), sampling)
+            async for piece in pieces:
+                yield _accepted(piece)
+
+
+class StudentArm:
+    """The treatment: one call of the tiny model, shown the task's tools as in its training."""
+
+    def __init__(self, llm: ServeLlm, tools: Sequence[Tool]) -> None:
+        self._llm = llm
+        self._tools = list(tools)
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """The whole answer."""
+        (completion,) = await self._llm.complete(messages, tools=self._tools, sampling=sampling)
+        return completion
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+        """The answer token by token."""
+        return self._llm.stream(messages, self._tools, sampling)
+
+    async def check(self) -> None:
+        """One token."""
+        await self._llm.complete(_PROBE, sampling=_ONE_TOKEN)
+
+
+class TeacherArm:
+    """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says."""
+
+    def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
+        self._pipeline = pipeline
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """The whole answer."""
+        with _arm_errors():
+            answer: Completion | Refused = await self._pipeline.complete.remote(list(messages))
+        return _accepted(answer)
+
+    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+        """The answer in one piece: the pipeline has none before its last call is checked."""
+        completion = await self.complete(messages, sampling)
+        yield Piece(text=completion.text, finish_reason=completion.finish_reason, usage=completion.usage)
+
+    async def check(self) -> None:
+        """One token."""
+        with _arm_errors():
+            await self._pipeline.check.remote()
+
+
+class TeacherPipeline:
+    """The light deployment that runs a task's `teach` over an `Llm`; many conversations are in flight at a time."""
+
+    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any]) -> None:
+        self._task = load_task(task)
+        self._llm: Llm = ServeLlm(engine)
+
+    async def complete(self, messages: Sequence[Message]) -> Completion | Refused:
+        """The pipeline's answer, with the usage of all its calls, or why there is none."""
+        try:
+            return await self._task.teach(Prompt(id="request", messages=list(messages)), self._llm)
+        except PromptRefused as error:
+            return Refused(reason=str(error))
+
+    async def check(self) -> None:
+        """One token."""
+        await self._llm.complete(_PROBE, sampling=_ONE_TOKEN)
+
+
+def _accepted(answer: Answer | Refused) -> Answer:
+    if isinstance(answer, Refused):
+        raise PromptRefused(answer.reason)
+    return answer
+
+
+@contextmanager
+def _arm_errors() -> Iterator[None]:
+    """Ray's words for a full queue or a missing replica, as ours."""
+    try:
+        yield
+    except (BackPressureError, DeploymentUnavailableError, RayActorError) as error:
+        raise ArmBusy(f"{type(error).__name__}: the arm's queue is full or no replica of it is up") from None

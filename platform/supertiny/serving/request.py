@@ -1,0 +1,155 @@
+"""The body of `/v1/chat/completions`: the fields that are allowed, their caps, and why one was refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from supertiny.llm.base import Sampling
+from supertiny.records import Message, Record, Tool
+from supertiny.serving.config import LimitsConfig
+
+
+class Part(Record):
+    """Part of a request: unknown fields are refused, and null means absent."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+
+
+class TextPart(Part):
+    """A text part of a message's content; images and audio are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(Part):
+    """The function of a tool call, its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Part):
+    """A call that an earlier answer made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(Part):
+    """One message of the conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | list[TextPart] = ""
+    name: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list, max_length=16)
+    tool_call_id: str | None = None
+
+    def plain(self) -> Message:
+        """The message as chat templates take it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        tool_calls = [call.model_dump() for call in self.tool_calls] or None
+        given = {"name": self.name, "tool_calls": tool_calls, "tool_call_id": self.tool_call_id}
+        return {"role": self.role, "content": content, **{key: value for key, value in given.items() if value is not None}}
+
+
+class StreamOptions(Part):
+    """Options of a streamed answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(Part):
+    """What a client may send. Sampling fields steer the student; the teacher pipeline samples as its task says."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    stop: list[str] = Field(default_factory=list, max_length=4)
+    n: Literal[1] = 1
+    tools: list[Tool] = Field(default_factory=list, max_length=128)
+    tool_choice: Literal["auto"] = "auto"
+    parallel_tool_calls: Literal[True] = True
+    user: str | None = Field(None, max_length=256)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_short(cls, value: list[str]) -> list[str]:
+        if any(not 0 < len(text) <= 64 for text in value):
+            raise ValueError("each stop has 1 to 64 characters")
+        return value
+
+    def sampling(self, limits: LimitsConfig) -> Sampling:
+        """How the student draws its completion."""
+        max_tokens = self.max_completion_tokens or self.max_tokens or limits.completion_tokens
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=max_tokens, stop=tuple(self.stop), seed=self.seed)
+
+    def plain_messages(self) -> list[Message]:
+        """The conversation as chat templates take it."""
+        return [message.plain() for message in self.messages]
+
+
+def parse_request(body: bytes, limits: LimitsConfig, tools: Sequence[Tool]) -> ChatRequest:
+    """A checked request.
+
+    Args:
+        tools: the task's; a request may name only these, and the models always know all of them.
+
+    Raises:
+        ValueError: not JSON, an unknown field, or a value that is wrong or over a cap; the message names the field.
+    """
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("the body is not JSON") from None
+    try:
+        request = ChatRequest.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(detail) for detail in error.errors()[:4])) from None
+    _check_caps(request, limits)
+    _check_tools(request.tools, tools)
+    return request
+
+
+def _explain(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: no such field here"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _check_caps(request: ChatRequest, limits: LimitsConfig) -> None:
+    if len(request.messages) > limits.messages:
+        raise ValueError(f"messages: {len(request.messages)}, at most {limits.messages}")
+    asked = max(request.max_tokens or 0, request.max_completion_tokens or 0)
+    if asked > limits.completion_tokens:
+        raise ValueError(f"max_tokens: {asked}, at most {limits.completion_tokens}")
+
+
+def _check_tools(given: Sequence[Tool], known: Sequence[Tool]) -> None:
+    names = {tool["function"]["name"] for tool in known}
+    for tool in given:
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in names:
+            raise ValueError(f"tools: {name!r} is not a tool of this task; it has {', '.join(sorted(names))}")
