@@ -1,0 +1,104 @@
+"""The one long-lived Ray actor that imports vLLM once and builds every evaluated model in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from supertiny.cli import configure_logging
+from supertiny.errors import NoProgress, PlanTooBig, SupertinyError
+from supertiny.evaluate.config import EvaluateConfig
+from supertiny.evaluate.measure import Measurement, answer_all, latencies, make_system
+from supertiny.llm.vllm import VllmLlm
+from supertiny.records import Prompt
+from supertiny.tasks.base import load_task
+
+log = logging.getLogger(__name__)
+
+
+class Evaluator:
+    """Measures one model at a time; between two of them it holds no engine, only the imported libraries."""
+
+    def __init__(self) -> None:
+        configure_logging()
+
+    def ready(self) -> None:
+        """Answers as soon as the actor has its place."""
+
+    def measure(self, model_path: str, config: EvaluateConfig, prompts: Sequence[Prompt]) -> Measurement:
+        """Build the model's engine, warm it up, ask everything, and close it."""
+        started = time.monotonic()
+        llm = VllmLlm(model_path, config.engine)
+        try:
+            return asyncio.run(_measure(llm, config, prompts, started))
+        finally:
+            llm.close()
+
+
+async def _measure(llm: VllmLlm, config: EvaluateConfig, prompts: Sequence[Prompt], started: float) -> Measurement:
+    ask = make_system(config.system, load_task(config.task), llm, config.max_tokens)
+    await latencies(ask, prompts[: config.warmup_prompts])
+    warm = time.monotonic() - started
+    answers, seconds = await answer_all(ask, prompts, config.concurrency, config.name)
+    one_by_one = await latencies(ask, prompts[: config.latency_prompts])
+    return Measurement(answers=answers, answer_seconds=seconds, latencies=one_by_one, engine_seconds=warm)
+
+
+def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence[Prompt]) -> Measurement:
+    """The measurement, made by this driver's evaluator; it is started where there is none, or where it has died.
+
+    Raises:
+        PlanTooBig: the cluster has not the CPU or GPUs at all.
+        NoProgress: they did not come free in time.
+        SupertinyError: what the engine or the task raised.
+    """
+    _connect()
+    _check_fits(config.num_gpus)
+    actor = _evaluator(config.num_gpus, config.start_limit_seconds)
+    try:
+        measurement: Measurement = ray.get(actor.measure.remote(str(model_path), config, list(prompts)))
+        return measurement
+    except RayTaskError as error:
+        if isinstance(error.cause, SupertinyError):
+            raise error.cause from None
+        raise
+    finally:
+        if config.num_gpus:
+            ray.kill(actor)
+
+
+def _evaluator(num_gpus: float, limit_seconds: float) -> Any:
+    """This driver's evaluator, alive. It takes one CPU to be placed and none while it waits, so that training has them all."""
+    name = f"supertiny-evaluator-{ray.get_runtime_context().get_job_id()}-{num_gpus:g}"
+    for _ in range(2):
+        actor: Any = ray.remote(Evaluator).options(name=name, get_if_exists=True, num_gpus=num_gpus).remote()
+        try:
+            ray.get(actor.ready.remote(), timeout=limit_seconds)
+            return actor
+        except RayActorError:
+            log.warning("the evaluator had died; starting another")
+        except GetTimeoutError:
+            ray.kill(actor)
+            raise NoProgress(f"no CPU came free for the evaluator within {limit_seconds:.0f} s; the cluster is busy or too small") from None
+    raise NoProgress("the evaluator died twice while it started; its log is in Ray's session folder")
+
+
+def _connect() -> None:
+    """Join the cluster of the job, or start one of this machine's CPUs where there is none."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+
+
+def _check_fits(num_gpus: float) -> None:
+    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    if has.get("CPU", 0) < 1 or has.get("GPU", 0) < num_gpus:
+        raise PlanTooBig(
+            f"an evaluation needs 1 CPU and {num_gpus:g} GPUs; the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
+        )

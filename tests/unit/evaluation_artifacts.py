@@ -1,0 +1,75 @@
+"""Evaluations and models for tests, published through the same code as real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from supertiny.artifacts import Artifact, make
+from supertiny.config import StageConfig
+from supertiny.evaluate.config import EvaluateConfig, System
+from supertiny.evaluate.judge import PREDICTIONS, Judged, write_predictions
+from supertiny.evaluate.measure import Answer, Measurement
+from supertiny.evaluate.suites import summarize
+from supertiny.records import Usage
+
+
+class FakeModelConfig(StageConfig):
+    """Decides a fake model's contents."""
+
+    contents: str = "weights"
+
+
+def publish_model(run_root: Path, name: str, contents: str = "weights", parameters: int = 3_400_000, size: int = 6_800_000) -> Artifact:
+    """A model artifact with one file in it."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "model.safetensors").write_text(contents)
+        return {"parameters": parameters, "bytes": size}
+
+    return make(FakeModelConfig(run_root=str(run_root), name=name, contents=contents), "model", {}, build)
+
+
+def row(index: int, right: bool, part: str = "in_scope", tokens: int = 20) -> Judged:
+    """One judged prompt."""
+    return Judged(
+        prompt_id=f"prompt-{index:05d}",
+        slice=part,
+        exact_match=right,
+        score=1.0 if right else -0.5,
+        reason="" if right else "wrong_arguments",
+        call_name_right=True,
+        argument_f1=(1.0 if right else 0.5) if part == "in_scope" else None,
+        prompt_tokens=40,
+        cached_tokens=0,
+        completion_tokens=tokens,
+        model_calls=1,
+        text="given",
+        reference="right",
+    )
+
+
+def rows(right: Sequence[bool], tokens: int = 20) -> list[Judged]:
+    """Judged prompts, every fifth out of scope."""
+    return [row(index, one, "out_of_scope" if index % 5 == 4 else "in_scope", tokens) for index, one in enumerate(right)]
+
+
+def publish_evaluation(
+    run_root: Path, model: Artifact, judged: Sequence[Judged], system: System = "student", seconds: Mapping[str, float] | None = None
+) -> Artifact:
+    """An evaluation artifact of a model, named `eval-<model>`."""
+    times = {"each": 0.01, "p50": 0.05, "p95": 0.08, **(seconds or {})}
+    config = EvaluateConfig(run_root=str(run_root), model=model.manifest.name, system=system, num_prompts=len(judged), latency_prompts=2)
+    measured = Measurement(
+        answers=[Answer(prompt_id=one.prompt_id, text=one.text, usage=Usage()) for one in judged],
+        answer_seconds=times["each"] * len(judged),
+        latencies=[times["p50"]] * 90 + [times["p95"]] * 10,
+        engine_seconds=2.0,
+    )
+
+    def build(folder: Path) -> dict[str, Any]:
+        write_predictions(folder / PREDICTIONS, judged)
+        return summarize(config, model, list(judged), measured).model_dump(mode="json")
+
+    return make(config, "evaluation", {"model": model}, build)

@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pytest
+from evaluation_artifacts import publish_evaluation, publish_model, rows
+
+from supertiny.artifacts import Artifact, alias_path, read_alias
+from supertiny.config import validate
+from supertiny.errors import ConfigError, CorruptArtifact, GateNotPassed, MissingInput
+from supertiny.evaluate.config import GateConfig, PromoteConfig
+from supertiny.evaluate.gate import gate
+from supertiny.evaluate.promote import promote
+
+ALIAS = "student@production"
+
+
+def publish_gate(run_root: Path, candidate: str, num_right: int, name: str = "gate") -> Artifact:
+    """The candidate's model; its gate compares `num_right` right prompts of 1,000 with 970."""
+    teacher = publish_model(run_root, "teacher", contents="teacher")
+    publish_evaluation(run_root, teacher, rows([index < 970 for index in range(1000)]), system="teacher")
+    model = publish_model(run_root, candidate, contents=candidate)
+    publish_evaluation(run_root, model, rows([index < num_right for index in range(1000)]))
+    gate(GateConfig(run_root=str(run_root), name=name, candidate=f"eval-{candidate}"))
+    return model
+
+
+def history(run_root: Path) -> list[str]:
+    path = alias_path(ALIAS, str(run_root)).with_suffix(".history.jsonl")
+    return [Path(json.loads(line)["model"]["uri"]).name for line in path.read_text().splitlines()]
+
+
+def test_a_passed_gate_moves_the_alias(tmp_path: Path) -> None:
+    model = publish_gate(tmp_path, "awq", 965)
+    assert promote(PromoteConfig(run_root=str(tmp_path))).path == model.path
+    assert read_alias(ALIAS, str(tmp_path)).as_parent() == model.as_parent()
+
+
+@pytest.mark.parametrize("num_right", [925, 880])
+def test_an_inconclusive_or_failed_gate_moves_nothing(tmp_path: Path, num_right: int) -> None:
+    first = publish_gate(tmp_path, "awq", 965)
+    promote(PromoteConfig(run_root=str(tmp_path)))
+    publish_gate(tmp_path, "w8a8", num_right, name="gate-2")
+    with pytest.raises(GateNotPassed, match="stays where it is"):
+        promote(PromoteConfig(run_root=str(tmp_path), gate="gate-2"))
+    assert read_alias(ALIAS, str(tmp_path)).path == first.path
+
+
+def test_a_model_made_again_since_its_gate_is_refused(tmp_path: Path) -> None:
+    publish_gate(tmp_path, "awq", 965)
+    publish_model(tmp_path, "awq", contents="other weights")
+    with pytest.raises(GateNotPassed, match="made again since"):
+        promote(PromoteConfig(run_root=str(tmp_path)))
+    assert not alias_path(ALIAS, str(tmp_path)).exists()
+
+
+def test_an_altered_model_is_refused(tmp_path: Path) -> None:
+    model = publish_gate(tmp_path, "awq", 965)
+    (model.path / "model.safetensors").write_text("awp")
+    with pytest.raises(CorruptArtifact, match=r"model\.safetensors"):
+        promote(PromoteConfig(run_root=str(tmp_path)))
+
+
+def test_the_history_keeps_every_move_and_older_gates_roll_back(tmp_path: Path) -> None:
+    publish_gate(tmp_path, "awq", 965)
+    promote(PromoteConfig(run_root=str(tmp_path)))
+    promote(PromoteConfig(run_root=str(tmp_path)))  # the same again is no move
+    publish_gate(tmp_path, "w8a8", 966, name="gate-2")
+    promote(PromoteConfig(run_root=str(tmp_path), gate="gate-2"))
+    promote(PromoteConfig(run_root=str(tmp_path), gate="gate"))
+    assert history(tmp_path) == ["awq", "w8a8", "awq"]
+    assert read_alias(ALIAS, str(tmp_path)).path.name == "awq"
+
+
+def test_without_a_gate_there_is_no_promotion(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="gate"):
+        promote(PromoteConfig(run_root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("alias", ["student", "../student@production", "student@Production", "a@b@c"])
+def test_an_alias_is_a_name_and_a_stage(alias: str) -> None:
+    with pytest.raises(ConfigError, match="alias"):
+        validate(PromoteConfig, {"alias": alias}, "test")
