@@ -1,0 +1,138 @@
+"""Both formats through the stage itself, then through vLLM: about 45 s, of which imports are 25."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.compress.config import QuantizeConfig
+from supertiny.compress.export import weight_bytes
+from supertiny.config import StageConfig
+from supertiny.errors import ConfigError
+from supertiny.records import Completion, Prompt, Rollout, Verdict
+
+pytestmark = pytest.mark.slow
+
+FORMATS = {"awq": "awq_w4a16", "w8a8": "w8a8"}
+SENTENCES = ["dim the lamp in the hall", "play some jazz", "what is the weather", "wake me at seven", "stop the music"]
+
+
+def save_tiny_student(folder: Path) -> None:
+    """A random model that is sure of its next token, with a tokenizer of one token a byte."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=template).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=384,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        eos_token_id=257,
+    )
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def some_rollouts(number: int) -> list[Rollout]:
+    chosen = random.Random(0)
+    return [
+        Rollout(
+            rollout_id=f"p{index}/0",
+            index=0,
+            prompt=Prompt(id=f"p{index}", messages=[{"role": "user", "content": chosen.choice(SENTENCES)}]),
+            tools=[],
+            completion=Completion(text=chosen.choice(SENTENCES)),
+            verdict=Verdict(accepted=True, score=1),
+            seconds=0,
+        )
+        for index in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a student, rollouts and both quantized students."""
+    from supertiny.compress.quantize import quantize
+    from supertiny.rollout_table import write_rollouts
+
+    root = tmp_path_factory.mktemp("run")
+    make(StageConfig(name="heal", run_root=str(root)), "model", {}, lambda folder: save_tiny_student(folder) or {})
+    rollouts = StageConfig(name="rollouts", run_root=str(root))
+    make(rollouts, "rollouts", {}, lambda folder: write_rollouts(folder / "rollouts.parquet", some_rollouts(40)) or {})
+    for name, form in FORMATS.items():
+        quantize(QuantizeConfig(run_root=str(root), name=name, format=form, num_rows=24))
+    return root
+
+
+@pytest.fixture(params=FORMATS)
+def quantized(request: pytest.FixtureRequest, run_root: Path) -> Artifact:
+    return open_artifact(request.param, str(run_root), "model")
+
+
+def test_the_weights_shrink_but_for_the_embedding(run_root: Path):
+    embedding, student = 2 * 384 * 128, weight_bytes(run_root / "heal")
+    size = {name: open_artifact(name, str(run_root), "model").manifest.metrics["bytes"] for name in FORMATS}
+    assert size["w8a8"] - embedding < 0.6 * (student - embedding)
+    assert size["awq"] - embedding < 0.4 * (student - embedding)
+
+
+def test_the_parameters_are_those_of_the_student(quantized: Artifact, run_root: Path):
+    assert quantized.manifest.metrics["parameters"] == pytest.approx(weight_bytes(run_root / "heal") / 2, rel=0.01)
+
+
+def test_the_distributions_hardly_move(quantized: Artifact):
+    limit = {"awq_w4a16": 0.1, "w8a8": 0.01}[quantized.manifest.metrics["format"]]
+    assert 0 < quantized.manifest.metrics["kl_nats"] < limit
+
+
+def test_what_came_with_the_student_is_unchanged(quantized: Artifact, run_root: Path):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        assert (quantized.path / name).read_bytes() == (run_root / "heal" / name).read_bytes()
+
+
+def test_a_quantized_student_is_not_quantized_again(run_root: Path):
+    from supertiny.compress.quantize import quantize
+
+    with pytest.raises(ConfigError, match="quantized already"):
+        quantize(QuantizeConfig(run_root=str(run_root), name="twice", student="awq"))
+    assert not (run_root / "twice").exists()
+
+
+def test_vllm_says_what_hugging_face_says(quantized: Artifact):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+    from supertiny.llm.config import EngineConfig
+    from supertiny.llm.vllm import VllmLlm
+
+    conversations = [[{"role": "user", "content": sentence}] for sentence in SENTENCES]
+    llm = VllmLlm(quantized.path, EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1))
+    try:
+        scores = [asyncio.run(llm.score(messages, "play some jazz in the hall", logprobs=1)) for messages in conversations]
+    finally:
+        llm.close()
+    tokenizer, model = AutoTokenizer.from_pretrained(quantized.path), AutoModelForCausalLM.from_pretrained(quantized.path)
+    differences, same = [], []
+    for messages, score in zip(conversations, scores, strict=True):
+        prompt = prompt_token_ids(tokenizer, messages, [])
+        answer = completion_token_ids(tokenizer, score.text)
+        logprobs = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        theirs = torch.tensor([ids[0] for ids in score.top_k.ids])
+        same.append(logprobs.argmax(-1) == theirs)
+        differences.append(logprobs.gather(1, theirs[:, None])[:, 0] - torch.tensor([values[0] for values in score.top_k.logprobs]))
+    assert torch.cat(same).float().mean() > 0.9
+    assert torch.cat(differences).abs().mean() < 0.05
