@@ -14,7 +14,11 @@ CUDA_PACKAGE = re.compile(r"nvidia-.*-cu\d+|nvidia-(cublas|cudnn|cuda|nccl)\b.*|
 def differences(lock: str, installed: dict[str, str]) -> list[str]:
     """What is installed otherwise than a lock file says; packages that the lock does not name may stay, unless they are CUDA's."""
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
-    wrong = [f"{name}: {installed.get(_plain(name), 'missing')}, locked {pin}" for name, pin in pins.items() if installed.get(_plain(name)) != pin]
+    wrong = [
+        f"{name}: {installed.get(_plain(name), 'missing')}, locked {pin}"
+        for name, pin in pins.items()
+        if installed.get(_plain(name)) != pin
+    ]
     return wrong + [f"{name}: a CUDA package in a CPU environment" for name in installed if CUDA_PACKAGE.match(name)]
 
 

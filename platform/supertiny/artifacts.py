@@ -61,7 +61,7 @@ class Manifest(Record):
     created: str = ""
     """When it was published, UTC, ISO 8601."""
     seconds: float = 0.0
-    """Time that making it took, over all attempts."""
+    """Time that making it took, in the attempt that finished it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ def resolve(uri: str, run_root: str) -> Path:
     """
     if uri.startswith("package://"):
         module, _, folder = uri.removeprefix("package://").partition("/")
-        path = Path(str(package_files(module).joinpath(folder)))
+        try:
+            path = Path(str(package_files(module).joinpath(folder)))
+        except ModuleNotFoundError as error:
+            raise MissingInput(f"{uri}: {error}") from None
     elif "://" in uri:
         raise MissingInput(f"{uri}: only local paths and package:// are read; copy the artifact to a path that every node sees")
     else:
@@ -175,12 +178,15 @@ def read_alias(alias: str, run_root: str) -> Artifact:
 
     Raises:
         MissingInput: nothing was promoted under this alias, or its artifact is gone.
-        CorruptArtifact: the artifact is not the one that was promoted.
+        CorruptArtifact: the alias cannot be read, or its artifact is not the one that was promoted.
     """
     path = alias_path(alias, run_root)
     if not path.exists():
         raise MissingInput(f"{alias}: nothing was promoted under this alias in {run_root}; run jobs/promote.py first")
-    entry = Parent.model_validate_json(path.read_bytes())
+    try:
+        entry = Parent.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CorruptArtifact(f"{path} cannot be read: {error.errors()[0]['msg']}; promote again") from None
     artifact = open_artifact(entry.uri, run_root, "model")
     if artifact.as_parent().sha256 != entry.sha256:
         raise CorruptArtifact(f"{alias}: {artifact.path} is not the artifact that was promoted; promote it again")
