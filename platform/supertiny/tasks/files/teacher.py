@@ -1,0 +1,62 @@
+"""The teacher pipeline: draft an answer, check it against schema and prompt, draft again where it fails, score what is kept.
+
+The drafts are in the student's format already, so one skill of the model serves drafting and scoring.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from supertiny.errors import MalformedCall
+from supertiny.llm.base import Llm, Sampling
+from supertiny.records import Completion, Prompt, Record, Tool
+from supertiny.tasks.calls import parse
+
+REFUSAL = "I can't do that."
+_REDRAFT_TEMPERATURE = 0.7
+
+
+class TeacherSettings(Record):
+    """How a prompt is solved."""
+
+    temperature: float
+    """Of the first drafts; 0 is greedy, and then every run gives the same answer."""
+    votes: int
+    """First drafts; the answer that most of the sound ones give is kept."""
+    redrafts: int
+    """Drafts after first ones that all fail the check."""
+    max_tokens: int
+    top_k: int
+
+
+async def solve(prompt: Prompt, llm: Llm, tools: Sequence[Tool], is_sound: Callable[[str], bool], settings: TeacherSettings) -> Completion:
+    """The pipeline's answer to one prompt, with the model's top-k over its tokens and the usage of all its calls."""
+    seed = None if settings.temperature else 0
+    first = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    drafts = await llm.complete(prompt.messages, tools=tools, n=settings.votes, sampling=first)
+    usages = [draft.usage for draft in drafts]
+    sound = [draft.text for draft in drafts if is_sound(draft.text)]
+    if not sound and settings.redrafts:
+        again = Sampling(temperature=max(settings.temperature, _REDRAFT_TEMPERATURE), max_tokens=settings.max_tokens, seed=seed)
+        redrafts = await llm.complete(prompt.messages, tools=tools, n=settings.redrafts, sampling=again)
+        usages += [draft.usage for draft in redrafts]
+        sound = [draft.text for draft in redrafts if is_sound(draft.text)]
+    text = most_common(sound) if sound else drafts[0].text
+    answer = await llm.score(prompt.messages, text, tools=tools, logprobs=settings.top_k)
+    return answer.model_copy(update={"text": text, "usage": sum(usages, answer.usage)})
+
+
+def most_common(texts: Sequence[str]) -> str:
+    """The text whose calls most texts share, the first of them; `texts` is not empty."""
+    counts = Counter(map(_meaning, texts))
+    return max(texts, key=lambda text: counts[_meaning(text)])
+
+
+def _meaning(text: str) -> str:
+    """The same for texts with the same calls, up to the order of arguments and case; one for all texts without a call."""
+    try:
+        return json.dumps([call.model_dump() for call in parse(text)], sort_keys=True).casefold()
+    except MalformedCall:
+        return text
