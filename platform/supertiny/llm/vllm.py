@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supertiny.errors import ConfigError, MissingInput, NoProgress, PlanTooBig
+from supertiny.errors import ConfigError, MissingInput, NoProgress, PlanTooBig, PromptRefused
 from supertiny.llm.base import GREEDY, Sampling
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.records import Completion, Message, Tool, TopK, Usage
 
 log = logging.getLogger(__name__)
+DEFAULT_ENGINE = EngineConfig()
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class VllmLlm:
         PlanTooBig: fewer devices than `tensor_parallel_size`.
     """
 
-    def __init__(self, model_path: str | Path, engine: EngineConfig = EngineConfig()) -> None:
+    def __init__(self, model_path: str | Path, engine: EngineConfig = DEFAULT_ENGINE) -> None:
         path = Path(model_path).expanduser().absolute()
         if not (path / "config.json").is_file():
             raise MissingInput(f"{path}: no config.json there, so it is no model folder; make the model first or set another path")
@@ -76,7 +77,7 @@ class VllmLlm:
         """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1.
 
         Raises:
-            ConfigError: the prompt leaves no room for `max_tokens`.
+            PromptRefused: the prompt leaves no room for `max_tokens`.
             NoProgress: nothing came out of the engine for `no_progress_seconds`.
         """
         from vllm import SamplingParams
@@ -136,15 +137,13 @@ class VllmLlm:
     def _check_length(self, num_tokens: int, max_tokens: int) -> None:
         if num_tokens + max_tokens > self._config.max_model_len:
             limit = self._config.max_model_len
-            raise ConfigError(f"a prompt of {num_tokens} tokens and max_tokens {max_tokens} exceed the engine's max_model_len {limit}")
+            raise PromptRefused(f"a prompt of {num_tokens} tokens and max_tokens {max_tokens} exceed the engine's max_model_len {limit}")
 
     def _completion(self, output: Any, prompt_tokens: int, cached_tokens: int, logprobs: int) -> Completion:
         ids = list(output.token_ids)
         stopped = output.finish_reason == "stop"
-        if output.text:
-            text = output.text  # cut by vLLM at a stop string
-        else:
-            text = self._tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+        # vLLM gives text only where it had to look for stop strings, and then cuts it there
+        text = output.text or self._tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
         return Completion(
             text=text,
             token_ids=ids,
@@ -218,7 +217,7 @@ class VllmLlm:
             return
         self._waiting[item.request_id] = item
         try:
-            engine.add_request(item.request_id, {"prompt_token_ids": item.token_ids}, item.params)
+            engine.add_request(item.request_id, {"type": "token", "prompt_token_ids": item.token_ids}, item.params)
         except ValueError as error:  # this request is wrong; the engine is not
             self._waiting.pop(item.request_id).future.set_exception(error)
 

@@ -1,0 +1,18 @@
+"""Run the teacher pipeline over a task's prompts and publish what the verifier accepts, with top-k teacher log-probabilities.
+
+python jobs/rollout.py --config jobs/configs/demo/rollout.toml
+"""
+
+from supertiny.cli import run_job
+from supertiny.rollout.config import RolloutConfig
+
+
+def main(config: RolloutConfig) -> None:
+    """Make the rollouts."""
+    from supertiny.rollout.pipeline import rollout  # Ray and vLLM only once the config is good
+
+    rollout(config)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(RolloutConfig, main, default="jobs/configs/demo/rollout.toml"))

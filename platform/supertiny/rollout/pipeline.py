@@ -1,0 +1,224 @@
+"""The rollout stage: prompts through the teacher pipeline on Ray Data, judged, filtered and published.
+
+In the folder being made, besides what is published:
+
+    .rows/     the rollouts still to be made, as Parquet
+    .blocks/   finished rollouts, a file a block
+    .done/     their ids: Ray Data's row-level checkpoint
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.config import TaskConfig
+from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig
+from supertiny.llm.config import EngineConfig
+from supertiny.llm.vllm import VllmLlm
+from supertiny.records import Completion, Prompt, Rollout, Verdict
+from supertiny.rollout.config import LayoutConfig, RolloutConfig
+from supertiny.rollout.filters import filter_groups
+from supertiny.rollout.ledger import LEDGER, check_complete, publish
+from supertiny.rollout.progress import watch
+from supertiny.rollout_table import from_table, read_table, to_table
+from supertiny.tasks.base import load_task
+
+log = logging.getLogger(__name__)
+WORKING_FOLDERS = (".rows", ".blocks", ".done")
+
+
+def rollout(config: RolloutConfig) -> Artifact:
+    """The `rollouts` artifact: `rollouts.parquet` accepted, `rejected.parquet` with reasons, `ledger.json` the counts.
+
+    Killed and run again, it goes on with the rows that no finished block holds.
+
+    Raises:
+        MissingInput: the teacher is not there.
+        PlanTooBig: the cluster cannot hold the engines and one task beside them.
+        NoProgress: an engine or the cluster stood still.
+    """
+    teacher = open_artifact(config.teacher, config.run_root, "model")
+    return make(config, "rollouts", {"teacher": teacher}, lambda folder: _build(config, teacher.path, folder))
+
+
+def _build(config: RolloutConfig, teacher: Path, folder: Path) -> dict[str, Any]:
+    if (folder / LEDGER).exists():  # finished but for its manifest
+        metrics: dict[str, Any] = json.loads((folder / LEDGER).read_text())
+    else:
+        prompts = _prompts(config)
+        rows = [(f"{prompt.id}/{index}", index, prompt) for prompt in prompts for index in range(config.group_size)]
+        _generate(config, teacher, folder, rows)
+        metrics = _finish(config, folder, [row[0] for row in rows])
+    for name in WORKING_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return metrics
+
+
+def _prompts(config: RolloutConfig) -> list[Prompt]:
+    prompts = load_task(config.task).prompts(config.split)[: config.limit]
+    if not prompts:
+        raise ConfigError(f"{config.task.path} has no prompts in split {config.split}")
+    if len({prompt.id for prompt in prompts}) < len(prompts):
+        raise ConfigError(f"{config.task.path}: two prompts of split {config.split} have the same id")
+    return prompts
+
+
+def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str]) -> dict[str, Any]:
+    blocks = [from_table(read_table(path), str(path)) for path in sorted((folder / ".blocks").glob("*.parquet"))]
+    order = {name: at for at, name in enumerate(expected_ids)}
+    rollouts = [rollout for block in blocks for rollout in block]
+    check_complete(rollouts, expected_ids)
+    rollouts.sort(key=lambda rollout: order[rollout.rollout_id])
+    rollouts = filter_groups(rollouts, min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates)
+    ledger = publish(folder, rollouts)
+    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(rollouts), ledger["accepted"], ledger["rejected_by_reason"])
+    return ledger
+
+
+def _generate(config: RolloutConfig, teacher: Path, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> None:
+    """Make every rollout that no finished block holds yet."""
+    blocks, done = folder / ".blocks", folder / ".done"
+    finished = finished_ids(done)
+    left = [row for row in rows if row[0] not in finished]
+    log.info("%s: %s rollouts to make, %s made before", config.name, len(left), len(finished))
+    if not left:
+        return
+    if not ray.is_initialized():
+        ray.init()
+    check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.checkpoint_config = CheckpointConfig(
+        id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
+    )
+    with ray.data.DataContext.current(context):
+        dataset = _dataset(config, teacher, _write_rows(left, folder / ".rows"))
+    written: Future[None] = Future()
+    Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
+    watch(written, blocks, done, len(left), config.layout.log_every_seconds, config.layout.no_progress_seconds)
+    if finished_ids(done) != {row[0] for row in rows}:
+        raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
+
+
+def _dataset(config: RolloutConfig, teacher: Path, rows: Path) -> ray.data.Dataset:
+    layout = config.layout
+    return (
+        ray.data.read_parquet(str(rows))
+        .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
+        .map_batches(
+            TeacherActor,
+            fn_constructor_args=(str(teacher), config.engine, config.task, layout.row_timeout_seconds),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=layout.num_engines, max_concurrent_calls_per_actor=layout.blocks_in_flight),
+            num_cpus=layout.cpus_per_engine,
+            num_gpus=layout.gpus_per_engine,
+        )
+    )
+
+
+def _write_blocks(dataset: ray.data.Dataset, blocks: Path, written: Future[None]) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="You've enabled checkpointing")  # Ray only warns when it switches it off
+            dataset.write_parquet(str(blocks))
+        written.set_result(None)
+    except BaseException as error:
+        written.set_exception(error)
+
+
+def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    columns = {
+        "rollout_id": [row[0] for row in rows],
+        "index": pa.array([row[1] for row in rows], pa.int32()),
+        "prompt": [row[2].model_dump_json() for row in rows],
+    }
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    return folder
+
+
+def finished_ids(done: Path) -> set[str]:
+    """Ids of the rollouts in finished blocks; those of a block that was cut off while being written do not count."""
+    paths = [path for path in done.glob("*.parquet") if not path.name.endswith(".pending.parquet")]
+    return {name for path in paths for name in pq.read_table(path, columns=["rollout_id"]).column(0).to_pylist()}
+
+
+def check_fits(layout: LayoutConfig, resources: dict[str, float]) -> None:
+    """Check that a cluster holds the engines and, beside them, one CPU for Ray Data's own tasks.
+
+    Raises:
+        PlanTooBig: it does not.
+    """
+    needs = {"CPU": layout.num_engines * layout.cpus_per_engine + 1, "GPU": layout.num_engines * layout.gpus_per_engine}
+    for name, need in needs.items():
+        if need > resources.get(name, 0):
+            raise PlanTooBig(f"rollout needs {need:g} {name}s ({layout.num_engines} engines), the cluster has {resources.get(name, 0):g}")
+
+
+class _RowsChosenBefore(IdColumnCheckpointManager):
+    """Removes what a cut-off write left, and asks for no filter of rows: only rows without a checkpoint are read.
+
+    Ray's own filter is an actor that takes a CPU, the second of two, and then nothing else would run.
+    """
+
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
+        return None, 0
+
+
+class TeacherActor:
+    """One engine and the task's teacher pipeline over it, for many rollouts at a time."""
+
+    def __init__(self, model_path: str, engine: EngineConfig, task: TaskConfig, row_timeout_seconds: float) -> None:
+        self._task = load_task(task)
+        self._llm = VllmLlm(model_path, engine)
+        self._row_timeout_seconds = row_timeout_seconds
+
+    async def __call__(self, rows: pa.Table) -> pa.Table:
+        """The rows' rollouts, judged, as a rollout table."""
+        return to_table(await asyncio.gather(*(self._rollout(row) for row in rows.to_pylist())))
+
+    async def _rollout(self, row: dict[str, Any]) -> Rollout:
+        prompt = Prompt.model_validate_json(row["prompt"])
+        started = time.monotonic()
+        completion, verdict = await self._judged(prompt)
+        return Rollout(
+            rollout_id=row["rollout_id"],
+            index=row["index"],
+            prompt=prompt,
+            tools=self._task.tools,
+            completion=completion,
+            verdict=verdict,
+            seconds=time.monotonic() - started,
+        )
+
+    async def _judged(self, prompt: Prompt) -> tuple[Completion, Verdict]:
+        """A row's edge: what goes wrong with one rollout rejects it, what goes wrong with the engine ends the job."""
+        completion = Completion(text="")
+        try:
+            completion = await asyncio.wait_for(self._task.teach(prompt, self._llm), self._row_timeout_seconds)
+            return completion, self._task.verify(prompt, completion.text)
+        except Exception as error:
+            if self._llm.failure is not None:
+                raise
+            reason = "timed_out" if isinstance(error, TimeoutError) else "failed"
+            return completion, Verdict(accepted=False, score=-1, reason=reason, evidence=f"{type(error).__name__}: {error}")

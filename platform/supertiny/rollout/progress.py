@@ -1,0 +1,74 @@
+"""Progress of a rollout, read off the blocks that it writes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from supertiny.errors import NoProgress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """What the finished blocks hold; blocks there at the start are not counted."""
+
+    blocks: Path
+    done: Path
+    seen: set[str] = field(default_factory=set)
+    rollouts: int = 0
+    accepted: int = 0
+    tokens: int = 0
+
+    def update(self) -> int:
+        """Count the blocks finished since the last call, and return how many they are."""
+        finished = {path.stem for path in self.done.glob("*.parquet") if not path.name.endswith(".pending.parquet")}
+        new = finished - self.seen
+        for name in new:
+            for path in self.blocks.glob(f"{name}*.parquet"):
+                table = pq.read_table(path, columns=["accepted", "completion_tokens"], partitioning=None)
+                self.rollouts += table.num_rows
+                self.accepted += sum(table.column("accepted").to_pylist())
+                self.tokens += sum(table.column("completion_tokens").to_pylist())
+        self.seen |= new
+        return len(new)
+
+
+def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every_seconds: float, no_progress_seconds: float) -> None:
+    """Wait until all blocks are written, with a line in the log now and then; what the writer raised, this raises.
+
+    Args:
+        total: rollouts that are to be written.
+
+    Raises:
+        NoProgress: no block was finished for `no_progress_seconds`.
+    """
+    tally = Tally(blocks, done)
+    tally.update()
+    tally = Tally(blocks, done, seen=tally.seen)
+    started = moved = time.monotonic()
+    while not wait([written], timeout=log_every_seconds).done:
+        if tally.update():
+            moved = time.monotonic()
+        elif time.monotonic() - moved > no_progress_seconds:
+            raise NoProgress(
+                f"no block of rollouts finished for {no_progress_seconds:g} s, {tally.rollouts} of {total} rollouts made; "
+                "are the cluster's CPUs taken by something else? Run it again to go on from here"
+            )
+        _report(tally, total, time.monotonic() - started)
+    written.result()
+
+
+def _report(tally: Tally, total: int, seconds: float) -> None:
+    if not tally.rollouts:
+        log.info("0/%s rollouts after %.0f s: the engine is starting", total, seconds)
+        return
+    left = seconds * (total - tally.rollouts) / tally.rollouts
+    share, speed = tally.accepted / tally.rollouts, tally.tokens / seconds
+    log.info("%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, %.0f s left", tally.rollouts, total, 100 * share, speed, left)

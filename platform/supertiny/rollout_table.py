@@ -1,0 +1,218 @@
+"""The rollout table: one Parquet row a rollout, its teacher log-probabilities tied to the tokens that they belong to.
+
+In a `rollouts` artifact: `rollouts.parquet` the accepted rows, `rejected.parquet` the others with reason and evidence.
+
+Shapes: T completion tokens, K teacher tokens a position. Lists of (T, K) are stored flat, position by position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from supertiny.errors import CorruptArtifact, MissingInput
+from supertiny.records import Completion, Prompt, Rollout, TopK, Usage, Verdict
+
+ACCEPTED = "rollouts.parquet"
+REJECTED = "rejected.parquet"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("rollout_id", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("slice", pa.string(), nullable=False),
+        pa.field("messages", pa.string(), nullable=False),  # JSON, as are tools and reference
+        pa.field("tools", pa.string(), nullable=False),
+        pa.field("reference", pa.string()),  # null where nobody knows the right calls
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_ids_sha256", pa.string(), nullable=False),  # of the rollout's id and its token ids
+        pa.field("teacher_k", pa.int32(), nullable=False),  # 0 where the row has no teacher log-probabilities
+        pa.field("teacher_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("teacher_logprobs", pa.list_(pa.float16()), nullable=False),
+        pa.field("teacher_tail_mass", pa.list_(pa.float32()), nullable=False),  # (T,) probability of all tokens not kept
+        pa.field("calls", pa.int32(), nullable=False),
+        pa.field("prompt_tokens", pa.int64(), nullable=False),
+        pa.field("cached_tokens", pa.int64(), nullable=False),
+        pa.field("completion_tokens", pa.int64(), nullable=False),
+        pa.field("accepted", pa.bool_(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("evidence", pa.string(), nullable=False),
+        pa.field("seconds", pa.float32(), nullable=False),
+    ]
+)
+
+
+def read_rollouts(folder: Path) -> list[Rollout]:
+    """The accepted rollouts of an artifact, in prompt order.
+
+    Raises:
+        MissingInput: there is no such table.
+        CorruptArtifact: it cannot be read, or a row's teacher log-probabilities are not those of its tokens.
+    """
+    return from_table(read_table(folder / ACCEPTED), str(folder / ACCEPTED))
+
+
+def read_rejected(folder: Path) -> list[Rollout]:
+    """The rejected rollouts of an artifact, reason and evidence in their verdict; raises as `read_rollouts`."""
+    return from_table(read_table(folder / REJECTED), str(folder / REJECTED))
+
+
+def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
+    """One Parquet file (zstd) of rollouts; log-probabilities as float16, within 0.01 nats down to -20.
+
+    Raises:
+        CorruptArtifact: a rollout's teacher log-probabilities do not fit its tokens.
+    """
+    pq.write_table(to_table(rollouts), path, compression="zstd")
+
+
+def read_table(path: Path) -> pa.Table:
+    """A rollout table as it is stored.
+
+    Raises:
+        MissingInput: there is no such file.
+        CorruptArtifact: it is cut short, no Parquet, or has other columns.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except FileNotFoundError:
+        raise MissingInput(f"{path}: no such rollout table; run jobs/rollout.py") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptArtifact(f"{path} cannot be read as Parquet: {error}; make the rollouts again") from None
+    wrong = [field.name for field in SCHEMA if field.name not in table.schema.names or table.schema.field(field.name).type != field.type]
+    if wrong:
+        raise CorruptArtifact(f"{path} is no rollout table of this version: columns missing or of another type: {', '.join(wrong)}")
+    return table
+
+
+def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
+    """Rollouts as an Arrow table; raises as `write_rollouts`."""
+    rows = [_row(rollout) for rollout in rollouts]
+    return pa.table({field.name: pa.array([row[field.name] for row in rows], field.type) for field in SCHEMA}, schema=SCHEMA)
+
+
+def from_table(table: pa.Table, source: str) -> list[Rollout]:
+    """The rollouts of an Arrow table; `source` names it in the error.
+
+    Raises:
+        CorruptArtifact: a row's token ids have another hash, or its teacher log-probabilities do not fit them.
+    """
+    flat = {name: _lists(table.column(name)) for name in ("teacher_ids", "teacher_logprobs")}
+    plain = table.drop_columns(["teacher_ids", "teacher_logprobs", "teacher_tail_mass"]).to_pylist()
+    try:
+        return [_rollout(row, flat["teacher_ids"][at], flat["teacher_logprobs"][at]) for at, row in enumerate(plain)]
+    except CorruptArtifact as error:
+        raise CorruptArtifact(f"{source}: {error}") from None
+    except ValueError as error:  # JSON, or a record that refuses a value
+        raise CorruptArtifact(f"{source}: a row holds what this version cannot read: {error}") from None
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    completion, prompt, verdict, usage = rollout.completion, rollout.prompt, rollout.verdict, rollout.completion.usage
+    ids, logprobs, tail_mass = _teacher_arrays(rollout)
+    return {
+        "rollout_id": rollout.rollout_id,
+        "index": rollout.index,
+        "prompt_id": prompt.id,
+        "slice": prompt.slice,
+        "messages": json.dumps(prompt.messages, ensure_ascii=False),
+        "tools": json.dumps(rollout.tools, ensure_ascii=False),
+        "reference": None if prompt.reference is None else json.dumps([call.model_dump() for call in prompt.reference], ensure_ascii=False),
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "token_ids": completion.token_ids,
+        "token_ids_sha256": _token_hash(rollout.rollout_id, completion.token_ids),
+        "teacher_k": ids.shape[1],
+        "teacher_ids": ids.ravel(),
+        "teacher_logprobs": logprobs.ravel().astype(np.float16),
+        "teacher_tail_mass": tail_mass,
+        "calls": usage.calls,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "accepted": verdict.accepted,
+        "score": verdict.score,
+        "reason": verdict.reason,
+        "evidence": verdict.evidence,
+        "seconds": rollout.seconds,
+    }
+
+
+def _teacher_arrays(rollout: Rollout) -> tuple[Any, Any, Any]:
+    """int32 (T, K) ids, float32 (T, K) logprobs, float32 (T,) tail mass; T = K = 0 without them."""
+    top_k = rollout.completion.top_k
+    if top_k is None:
+        return np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+    _check_fit(rollout.rollout_id, len(rollout.completion.token_ids), len(top_k.ids))
+    try:
+        ids, logprobs = np.array(top_k.ids, np.int32), np.array(top_k.logprobs, np.float32)
+    except ValueError:
+        raise CorruptArtifact(f"rollout {rollout.rollout_id}: not the same number of teacher tokens at every position") from None
+    if ids.ndim != 2 or ids.shape != logprobs.shape:
+        raise CorruptArtifact(f"rollout {rollout.rollout_id}: teacher ids {ids.shape} for teacher logprobs {logprobs.shape}")
+    return ids, logprobs, np.clip(1 - np.exp(logprobs.astype(np.float64)).sum(axis=1), 0, 1).astype(np.float32)
+
+
+def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Rollout:
+    name, token_ids = row["rollout_id"], row["token_ids"]
+    if row["token_ids_sha256"] != _token_hash(name, token_ids):
+        raise CorruptArtifact(f"rollout {name}: its token ids have another sha256 than when they were written; make the rollouts again")
+    reference = row["reference"]
+    prompt = {"id": row["prompt_id"], "messages": json.loads(row["messages"]), "slice": row["slice"]}
+    return Rollout(
+        rollout_id=name,
+        index=row["index"],
+        prompt=Prompt.model_validate(prompt | {"reference": None if reference is None else json.loads(reference)}),
+        tools=json.loads(row["tools"]),
+        completion=Completion(
+            text=row["text"],
+            token_ids=token_ids,
+            top_k=_read_top_k(name, len(token_ids), row["teacher_k"], teacher_ids, teacher_logprobs),
+            finish_reason=row["finish_reason"],
+            usage=Usage(**{key: row[key] for key in ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")}),
+        ),
+        verdict=Verdict(accepted=row["accepted"], score=row["score"], reason=row["reason"], evidence=row["evidence"]),
+        seconds=row["seconds"],
+    )
+
+
+def _read_top_k(name: str, num_tokens: int, k: int, ids: Any, logprobs: Any) -> TopK | None:
+    if k == 0:
+        return None
+    for values in (ids, logprobs):
+        if len(values) % k:
+            raise CorruptArtifact(f"rollout {name}: {len(values)} teacher values are not {k} a position")
+        _check_fit(name, num_tokens, len(values) // k)
+    return TopK(ids=ids.reshape(-1, k).tolist(), logprobs=logprobs.astype(np.float32).reshape(-1, k).tolist())
+
+
+def _check_fit(name: str, num_tokens: int, num_positions: int) -> None:
+    if num_tokens != num_positions:
+        raise CorruptArtifact(
+            f"rollout {name}: {num_positions} teacher logprobs for {num_tokens} completion tokens; was the same tokenizer used?"
+        )
+
+
+def _token_hash(rollout_id: str, token_ids: Sequence[int]) -> str:
+    return hashlib.sha256(rollout_id.encode() + b"\0" + np.array(token_ids, "<i4").tobytes()).hexdigest()
+
+
+def _lists(column: pa.ChunkedArray) -> list[Any]:
+    """One NumPy array a row of a list column."""
+    rows = []
+    for chunk in column.chunks:
+        values, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
+        rows += [values[start:end] for start, end in pairwise(offsets)]
+    return rows
