@@ -31,7 +31,7 @@ def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = No
         The process's exit status.
     """
     job = sys.modules[main.__module__]
-    parser = argparse.ArgumentParser(description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", default=_checkout(job.__file__) / default if default else None, help="TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting; repeatable")
     parser.add_argument("--dry-run", action="store_true", help="validate, print the resolved config and stop")

@@ -56,7 +56,7 @@ def test_a_misspelt_key_of_a_section_is_named_with_its_path(section: str) -> Non
 
 
 def test_a_key_like_no_other_gets_no_suggestion() -> None:
-    with pytest.raises(ConfigError, match="zzz: no such key$"):
+    with pytest.raises(ConfigError, match=r"zzz: no such key$"):
         load(Example, None, ["name=x", "zzz=1"])
 
 
@@ -72,7 +72,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
 
 
 def test_a_rule_between_keys_is_told_in_its_own_words() -> None:
-    with pytest.raises(ConfigError, match="not a valid Example: name and group_size say the same$"):
+    with pytest.raises(ConfigError, match=r"not a valid Example: name and group_size say the same$"):
         validate(Example, {"name": "8"}, "here")
 
 

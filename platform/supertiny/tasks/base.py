@@ -53,7 +53,7 @@ def load_task(config: TaskConfig) -> Task:
     module_name, _, class_name = config.path.partition(":")
     try:
         task_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"task.path {config.path}: {error}; expected package.module:Class, importable where the job runs") from error
     try:
         task: Task = task_class(**config.options)
