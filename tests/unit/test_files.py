@@ -145,10 +145,8 @@ def test_a_text_that_comes_twice_is_in_one_split(options: dict[str, Any], tmp_pa
     assert not any(prompt.id.endswith("again") for split in ("train", "heldout") for prompt in task.prompts(split))
 
 
-def test_limits_take_the_front_of_the_same_order(options: dict[str, Any]) -> None:
-    everything = FileTask(**options).prompts("heldout")
-    assert FileTask(**options, heldout_prompts=7).prompts("heldout") == everything[:7]
-    assert {prompt.slice for prompt in everything[:20]} == {"in_scope", "out_of_scope"}
+def test_the_front_of_a_split_is_a_fair_sample(options: dict[str, Any]) -> None:
+    assert {prompt.slice for prompt in FileTask(**options).prompts("heldout")[:20]} == {"in_scope", "out_of_scope"}
 
 
 def test_the_base_sees_part_of_the_gold(options: dict[str, Any]) -> None:

@@ -50,10 +50,6 @@ class FileOptions(Config):
     """Share of the gold prompts that a student's base is pretrained on."""
     salt: str = ""
     """Another salt gives another split."""
-    train_prompts: int | None = Field(None, ge=1)
-    """Rollouts are made of this many prompts at most; none means of all."""
-    heldout_prompts: int | None = Field(None, ge=1)
-    """Evaluations use this many prompts at most; none means all."""
     grounded: bool = True
     """Whether every text value must occur word for word in its prompt."""
     temperature: float = Field(0.0, ge=0, le=10)
@@ -82,15 +78,14 @@ class FileTask:
         self._names = {tool["function"]["name"] for tool in self.tools}
 
     def prompts(self, split: str) -> list[Prompt]:
-        """The prompts of `train`, without references, or of `heldout`, with them.
+        """The prompts of `train`, without references, or of `heldout`, with them; any number from the front is a fair sample.
 
         Raises:
             ConfigError: there is no such split, or it is empty.
         """
-        limits = {"train": self._options.train_prompts, "heldout": self._options.heldout_prompts}
-        if split not in limits:
+        if split not in ("train", "heldout"):
             raise ConfigError(f"no split {split}; a task from files has train and heldout")
-        found = [_prompt(row) for row in self._rows if row.split == split][: limits[split]]
+        found = [_prompt(row) for row in self._rows if row.split == split]
         if not found:
             raise ConfigError(f"the {split} split of {self._prompts} is empty; set task.options.holdout_fraction or gold_fraction")
         return found
