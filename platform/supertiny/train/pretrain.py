@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError, NotFinite
@@ -52,7 +52,7 @@ def _build(config: PretrainConfig, task: Pretrainable, parents: Mapping[str, Art
     metrics_path = folder / "metrics.jsonl"
     metrics_path.unlink(missing_ok=True)
     metrics = _train(model, _token_ids(config, task, tokenizer), config, JsonlTracker(metrics_path))
-    model.to(torch.bfloat16).save_pretrained(folder)
+    torch.nn.Module.to(model, torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {**model_size(folder), **metrics}
 
@@ -79,8 +79,8 @@ def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model: Qwen2ForCausalLM = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -121,7 +121,7 @@ def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: list
     loss = (losses_BT * weights_BT).sum() / answers_BT.sum()
     if not torch.isfinite(loss):
         raise NotFinite("the pretraining loss is not finite; lower learning_rate or raise warmup_steps")
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -56,7 +56,7 @@ def make_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Any:
     model = _train(texts, vocabulary_size - len(WHOLE))
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=model["merges"],
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         additional_special_tokens=[TURN_START],
@@ -82,5 +82,5 @@ def _train(texts: Iterable[str], vocabulary_size: int) -> dict[str, Any]:
     )
     whole = re.compile("|".join(re.escape(text) for text in sorted(WHOLE, key=len, reverse=True)))
     bpe.train_from_iterator((piece for text in texts for piece in whole.split(text) if piece), trainer)
-    model: dict[str, Any] = json.loads(bpe.to_str())["model"]
-    return model
+    model = json.loads(bpe.to_str())["model"]
+    return {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}

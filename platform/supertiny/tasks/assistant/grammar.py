@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from functools import lru_cache
+from functools import cache
 
 _TOKENS = re.compile(r"[()\[\]|]|[^()\[\]|]+")
 SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
@@ -19,7 +19,7 @@ def expand(pattern: str, rng: random.Random) -> str:
     return _say(parse(pattern), rng)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(pattern: str) -> Choice:
     """The pattern as nested choices.
 

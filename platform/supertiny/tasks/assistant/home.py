@@ -6,6 +6,7 @@ from typing import Any
 
 from supertiny.errors import ToolFailure
 from supertiny.records import Call
+from supertiny.tasks.assistant.tools import ARGUMENTS
 from supertiny.tasks.assistant.values import closed
 
 State = dict[str, Any]
@@ -32,11 +33,10 @@ class Home:
         Raises:
             ToolFailure: the home has no such tool, room or door, or the arguments make no sense together.
         """
-        tool = getattr(self, f"_{call.name}", None)
-        if tool is None:
+        if call.name not in ARGUMENTS:
             raise ToolFailure(f"no such tool: {call.name}")
         try:
-            tool(**call.arguments)
+            getattr(self, f"_{call.name}")(**call.arguments)
         except TypeError as error:
             raise ToolFailure(f"{call.name}: {error}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, cast
 
 from supertiny.errors import ConfigError, MalformedCall, ToolFailure
 from supertiny.llm.base import Llm
@@ -13,6 +13,7 @@ from supertiny.tasks.assistant import curriculum, teacher
 from supertiny.tasks.assistant.generator import prompts
 from supertiny.tasks.assistant.home import Home, State
 from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS
+from supertiny.tasks.assistant.values import Split
 from supertiny.tasks.calls import check_schema, grade, parse, render
 
 _SCHEMA_SCORE = -0.9
@@ -48,9 +49,9 @@ class AssistantTask:
         Raises:
             ConfigError: there is no such split.
         """
-        if split == "train" or split == "heldout":
-            return prompts(split, self._counts[split], self._seed)
-        raise ConfigError(f"no split {split}; the assistant has train and heldout")
+        if split not in self._counts:
+            raise ConfigError(f"no split {split}; the assistant has train and heldout")
+        return prompts(cast(Split, split), self._counts[split], self._seed)
 
     async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
         """The teacher pipeline's answer: see `tasks.assistant.teacher`."""

@@ -14,9 +14,12 @@ from supertiny.tasks.assistant.grammar import SLOT, expand
 
 Split = Literal["train", "heldout"]
 HELDOUT_ONE_IN = 4
-_ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pl qu r s sh sk st t tr v w z".split()
-_VOWELS = "a e i o u ai ea oo ia".split()
-_CODAS = ["", "", "n", "r", "l", "s", "x", "m", "ck", "nd", "th", "rn"]
+_ONSETS = (
+    *("b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m"),
+    *("n", "p", "pl", "qu", "r", "s", "sh", "sk", "st", "t", "tr", "v", "w", "z"),
+)
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "oo", "ia")
+_CODAS = ("", "", "n", "r", "l", "s", "x", "m", "ck", "nd", "th", "rn")
 
 
 @cache
