@@ -14,6 +14,8 @@ ZeroStage = Literal[1, 2, 3]
 class TrainConfig(StageConfig):
     """What distillation and reinforcement learning share: a student, its rollouts, workers and an optimizer."""
 
+    student: str
+    """Model to start from."""
     rollouts: str = "rollouts"
     """Rollout artifact to learn from."""
     num_workers: int = Field(2, ge=1, le=1024)

@@ -1,0 +1,33 @@
+"""Teach a student the teacher's rollouts: cross-entropy on the accepted completions, forward KL on the teacher's top-k tokens.
+
+python jobs/distill.py                 the embedded default; makes the demo's rollouts first if there are none
+python jobs/distill.py --config jobs/configs/demo/heal.toml --set run_root=/shared/runs/demo
+
+Run it again to resume from the last checkpoint.
+"""
+
+from pathlib import Path
+
+from supertiny.cli import run_job
+from supertiny.config import load
+from supertiny.rollout.config import RolloutConfig
+from supertiny.train.config import DistillConfig
+
+DEMO_ROLLOUT = Path(__file__).parent / "configs" / "demo" / "rollout.toml"
+
+
+def main(config: DistillConfig) -> None:
+    from supertiny.train.distill import distill, open_student  # torch and ray only once the config is good
+
+    open_student(config)  # a wrong path shows before the rollouts are made
+    demo = load(RolloutConfig, DEMO_ROLLOUT)
+    embedded = (config.rollouts, config.task.path) == (demo.name, demo.task.path)
+    if embedded and not (Path(config.run_root).expanduser() / demo.name).exists():
+        from supertiny.rollout.pipeline import rollout
+
+        rollout(demo.model_copy(update={"run_root": config.run_root, "git_revision": config.git_revision}))
+    distill(config)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(DistillConfig, main, default="jobs/configs/demo/distill.toml"))

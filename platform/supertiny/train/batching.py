@@ -1,0 +1,104 @@
+"""Which rows make up which step: a function of the seed alone, so that any number of workers and any restart agree.
+
+Rows of similar length share a batch, so that little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from supertiny.train.packing import PackedRows
+
+Rows = NDArray[np.int64]
+WINDOW = 16
+"""Batches that are sorted by length together; within a window they come in random order."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B rows, right-padded to T tokens, with N completion tokens to predict, M of them with the teacher's top-k."""
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    """1 for tokens, 0 for padding."""
+    predictors_N: Tensor
+    """Index into the flattened (B * T,) positions of the token before each completion token: where it is predicted."""
+    targets_N: Tensor
+    with_teacher_M: Tensor
+    """Index into the N."""
+    teacher_ids_MK: Tensor
+    teacher_logprobs_MK: Tensor
+
+
+def num_steps(num_rows: int, batch: int, epochs: float) -> int:
+    """Steps in which every row is seen `epochs` times, at least one."""
+    return max(1, round(epochs * num_rows / batch))
+
+
+def batches(lengths: Rows, batch: int, seed: int, first_step: int, last_step: int) -> Iterator[Rows]:
+    """The rows of steps `first_step` to `last_step` (the latter not included), counted from 0.
+
+    The rows come as an endless stream of passes, each in its own random order; a batch is cut from it without regard to where
+    a pass ends, so no row is left out at the end of one.
+    """
+    for window in range(first_step // WINDOW, -(-last_step // WINDOW)):
+        ordered = _window(lengths, batch, seed, window)
+        first, last = max(first_step - window * WINDOW, 0), min(last_step - window * WINDOW, WINDOW)
+        yield from ordered[first:last]
+
+
+def share(rows: Rows, worker: int, num_workers: int, micro_batch: int) -> list[Rows]:
+    """A worker's micro batches of a batch; rows are dealt out in turn, so that the workers get like lengths."""
+    own = rows[worker::num_workers]
+    return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
+
+
+def collate(packed: PackedRows, rows: Rows) -> MicroBatch:
+    """The tensors of some rows."""
+    width = int(packed.lengths[rows].max())
+    tokens_BT = np.zeros((len(rows), width), np.int64)
+    mask_BT = np.zeros((len(rows), width), np.int64)
+    predictors, targets, with_teacher, teacher = [], [], [], []
+    seen = 0
+    for b, row in enumerate(rows):
+        tokens = packed.tokens_L[packed.row_starts_R[row] : packed.row_starts_R[row + 1]]
+        tokens_BT[b, : len(tokens)] = tokens
+        mask_BT[b, : len(tokens)] = 1
+        prompt_length = int(packed.prompt_lengths_R[row])
+        predictors.append(b * width + np.arange(prompt_length - 1, len(tokens) - 1))
+        targets.append(tokens[prompt_length:])
+        kept = np.arange(packed.top_k_starts_R[row], packed.top_k_starts_R[row + 1])
+        with_teacher.append(seen + np.arange(len(kept)))
+        teacher.append(kept)
+        seen += len(tokens) - prompt_length
+    kept_M = np.concatenate(teacher)
+    return MicroBatch(
+        tokens_BT=torch.from_numpy(tokens_BT),
+        mask_BT=torch.from_numpy(mask_BT),
+        predictors_N=torch.from_numpy(np.concatenate(predictors)),
+        targets_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        with_teacher_M=torch.from_numpy(np.concatenate(with_teacher)),
+        teacher_ids_MK=torch.from_numpy(packed.top_k_ids_MK[kept_M].astype(np.int64)),
+        teacher_logprobs_MK=torch.from_numpy(np.array(packed.top_k_logprobs_MK[kept_M])),
+    )
+
+
+def _window(lengths: Rows, batch: int, seed: int, window: int) -> list[Rows]:
+    first = window * WINDOW * batch
+    positions = np.arange(first, first + WINDOW * batch)
+    passes = positions // len(lengths)
+    rows = np.concatenate(
+        [_pass_order(len(lengths), seed, number)[positions[passes == number] % len(lengths)] for number in np.unique(passes)]
+    )
+    by_length = rows[np.argsort(lengths[rows], kind="stable")].reshape(WINDOW, batch)
+    return list(by_length[np.random.default_rng((seed, 1, window)).permutation(WINDOW)])
+
+
+def _pass_order(num_rows: int, seed: int, number: int) -> Rows:
+    return np.random.default_rng((seed, 0, number)).permutation(num_rows)

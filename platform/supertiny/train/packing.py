@@ -1,0 +1,126 @@
+"""Rollouts as flat arrays on disk, which every worker maps into memory and reads its own rows from.
+
+Shapes: R rows, L tokens of all rows, M completion tokens that have the teacher's top-k, K kept tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from supertiny.errors import CorruptArtifact
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.records import Rollout
+
+log = logging.getLogger(__name__)
+ARRAYS = ("tokens_L", "row_starts_R", "prompt_lengths_R", "top_k_ids_MK", "top_k_logprobs_MK", "top_k_starts_R")
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """R rows end to end: row r is the prompt and completion `tokens_L[row_starts_R[r]:row_starts_R[r + 1]]`."""
+
+    rollout_ids: list[str]
+    tokens_L: NDArray[np.int32]
+    row_starts_R: NDArray[np.int64]
+    """R + 1 offsets."""
+    prompt_lengths_R: NDArray[np.int64]
+    """How many of a row's tokens are the prompt's."""
+    top_k_ids_MK: NDArray[np.int32]
+    top_k_logprobs_MK: NDArray[np.float32]
+    """-inf where a position has fewer than K tokens."""
+    top_k_starts_R: NDArray[np.int64]
+    """R + 1 offsets; two equal ones mean that the row has no top-k."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row, (R,)."""
+        return np.diff(self.row_starts_R)
+
+    def completion_tokens(self, rows: NDArray[np.int64]) -> int:
+        """Completion tokens of some rows."""
+        return int((self.lengths - self.prompt_lengths_R)[rows].sum())
+
+    def teacher_tokens(self, rows: NDArray[np.int64]) -> int:
+        """Those of them that have the teacher's top-k."""
+        return int(np.diff(self.top_k_starts_R)[rows].sum())
+
+
+def pack(rollouts: Sequence[Rollout], tokenizer: Any, max_tokens: int) -> PackedRows:
+    """Every rollout of at most `max_tokens` tokens, in the order given.
+
+    Raises:
+        CorruptArtifact: a rollout's token ids are not its text under this tokenizer, or its top-k does not cover them.
+    """
+    prompts: dict[str, list[int]] = {}  # the completions of one prompt share its tokens
+    ids, tokens, prompt_lengths, top_k = [], [], [], []
+    for rollout in rollouts:
+        prompt = prompts.get(rollout.prompt.id)
+        if prompt is None:
+            prompt = prompts[rollout.prompt.id] = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
+        completion = _completion(rollout, tokenizer)
+        if len(prompt) + len(completion) > max_tokens:
+            continue
+        ids.append(rollout.rollout_id)
+        tokens.append([*prompt, *completion])
+        prompt_lengths.append(len(prompt))
+        top_k.append(rollout.completion.top_k)
+    k = max((len(position) for kept in top_k if kept for position in kept.ids), default=0)
+    return PackedRows(
+        rollout_ids=ids,
+        tokens_L=np.fromiter((token for row in tokens for token in row), np.int32),
+        row_starts_R=_starts([len(row) for row in tokens]),
+        prompt_lengths_R=np.array(prompt_lengths, np.int64),
+        top_k_ids_MK=_matrix([position for kept in top_k if kept for position in kept.ids], k, 0, np.int32),
+        top_k_logprobs_MK=_matrix([position for kept in top_k if kept for position in kept.logprobs], k, -np.inf, np.float32),
+        top_k_starts_R=_starts([len(kept.ids) if kept else 0 for kept in top_k]),
+    )
+
+
+def write_rows(rows: PackedRows, folder: Path) -> None:
+    """One `.npy` file an array, and the ids."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(rows, name))
+    (folder / "rollout_ids.json").write_text(json.dumps(rows.rollout_ids))
+
+
+def read_rows(folder: Path) -> PackedRows:
+    """What `write_rows` wrote, mapped into memory."""
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    return PackedRows(rollout_ids=json.loads((folder / "rollout_ids.json").read_text()), **arrays)
+
+
+def _completion(rollout: Rollout, tokenizer: Any) -> list[int]:
+    """The completion's token ids, checked against its text, or made from it where the engine gave none."""
+    completion = rollout.completion
+    encoded = completion_token_ids(tokenizer, completion.text)
+    given = completion.token_ids or encoded
+    if given != encoded and tokenizer.decode(given[:-1]) != completion.text:
+        raise CorruptArtifact(
+            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; "
+            "teacher and student must share one, or the rollouts must be made again"
+        )
+    if completion.top_k and not len(completion.top_k.ids) == len(completion.top_k.logprobs) == len(given):
+        raise CorruptArtifact(
+            f"rollout {rollout.rollout_id}: {len(completion.top_k.ids)} teacher logprobs for {len(given)} completion tokens; "
+            "was the same tokenizer used?"
+        )
+    return given
+
+
+def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(lengths, np.int64))])
+
+
+def _matrix(rows: Sequence[Sequence[float]], width: int, fill: float, dtype: Any) -> NDArray[Any]:
+    """Rows of equal width; shorter ones are padded with their own first id, or with `fill` for log-probabilities."""
+    padded = [row if len(row) == width else [*row, *[fill if fill else row[0]] * (width - len(row))] for row in rows]
+    return np.array(padded, dtype).reshape(len(rows), width)

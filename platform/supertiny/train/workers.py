@@ -1,0 +1,111 @@
+"""Training workers: processes that Ray Train places, joins into one process group, and starts again when one is lost."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+from supertiny.cli import configure_logging
+from supertiny.errors import NoProgress, PlanTooBig, SupertinyError
+from supertiny.train.config import TrainConfig
+
+KEPT_CHECKPOINTS = 2
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",  # what DeepSpeed would find out by itself, with warnings
+    "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
+}
+"""Variables of every worker process."""
+log = logging.getLogger(__name__)
+
+
+def connect() -> None:
+    """Join the cluster of the job, or start one of this machine's CPUs where there is none."""
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+
+
+def check_fits(num_workers: int) -> None:
+    """Refuse more workers than the cluster has logical CPUs.
+
+    Raises:
+        PlanTooBig: naming both numbers.
+    """
+    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
+    if num_workers > cpus:
+        raise PlanTooBig(f"{num_workers} training workers need {num_workers} logical CPUs, the cluster has {cpus:g}; lower num_workers")
+
+
+def checkpoints_in(folder: Path) -> Path:
+    """Where the checkpoints of a stage's unfinished folder lie: Ray Train's own folder, which takes no others."""
+    return folder / ".train" / "workers"
+
+
+def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """What worker 0 returned, all having run `work(plan)` in one process group.
+
+    A lost worker is replaced, up to `max_failures` times: then all start again, and `work` has to go on from its checkpoints.
+
+    Args:
+        work: `module:function`, imported in the workers alone.
+        folder: the stage's unfinished folder.
+
+    Raises:
+        SupertinyError: what `work` raised; it is not tried again.
+        NoProgress: the workers could not be placed in time.
+    """
+    checkpoints = checkpoints_in(folder)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for leftover in checkpoints.iterdir():
+        if leftover.is_file():
+            leftover.unlink()  # Ray Train's notes of a killed run, which may be cut short; `work` looks at the checkpoints itself
+    trainer = TorchTrainer(
+        _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
+        train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker},
+        scaling_config=ScalingConfig(num_workers=config.num_workers, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="gloo", timeout_s=config.stall_seconds),
+        run_config=RunConfig(
+            name=checkpoints.name,
+            storage_path=str(checkpoints.parent),
+            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+        ),
+    )
+    started = time.monotonic()
+    try:
+        outcome: Any = trainer.fit().return_value  # type: ignore[attr-defined] # Result of the second Ray Train API
+    except ControllerError as error:
+        raise NoProgress(f"{config.num_workers} training workers could not be started: {error}") from None
+    except TrainingFailedError as error:
+        raise RuntimeError(f"{config.name}: a training worker failed for good: {error}") from error
+    log.info("%s: workers were done in %.1f s", config.name, time.monotonic() - started)
+    if isinstance(outcome, SupertinyError):
+        raise outcome
+    result: dict[str, Any] = outcome
+    return result
+
+
+def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
+    """Run one worker; our own errors are returned, since Ray Train would try them again, in vain."""
+    os.environ.update(ENVIRONMENT)
+    import torch
+
+    configure_logging()
+    torch.set_num_threads(settings["threads"])
+    try:
+        module, _, function = settings["work"].partition(":")
+        result: dict[str, Any] = getattr(importlib.import_module(module), function)(settings["plan"])
+    except SupertinyError as error:
+        return error
+    return result
