@@ -12,10 +12,10 @@ from ray.serve.handle import DeploymentHandle
 
 from supertiny.artifacts import open_artifact, read_alias
 from supertiny.records import Tool
-from supertiny.serving.arms import Arm, ServeLlm, StudentArm, TeacherArm, TeacherPipeline
+from supertiny.serving.arms import ServeLlm, StudentArm, TeacherArm, TeacherPipeline
 from supertiny.serving.config import ServeConfig
 from supertiny.serving.models import engine
-from supertiny.serving.router import Routes, router_app
+from supertiny.serving.router import Arm, Routes, router_app
 from supertiny.tasks.base import load_task
 
 _UNBOUNDED = 100_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -20,24 +20,6 @@ from supertiny.tasks.base import load_task
 Answer = TypeVar("Answer")
 _PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 _ONE_TOKEN = Sampling(max_tokens=1)
-
-
-class Arm(Protocol):
-    """One way of answering a conversation."""
-
-    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
-        """The whole answer.
-
-        Raises:
-            PromptRefused: the engine cannot take this conversation.
-            ArmBusy: the queue is full, or no replica is there.
-        """
-
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
-        """The answer as it comes; raises as `complete` does."""
-
-    async def check(self) -> None:
-        """Generate one token for real; raises where the arm cannot."""
 
 
 class ServeLlm:

@@ -24,8 +24,8 @@ class ArmConfig(Config):
     """Requests that wait at one caller of the arm; more are refused with 503 and `Retry-After`."""
     threads: int = Field(1, ge=1)
     """OpenMP threads and logical CPUs of a replica."""
-    max_model_len: int = Field(2048, ge=16)
-    """Longest prompt and completion together, tokens."""
+    max_model_len: int | None = Field(None, ge=16)
+    """Longest prompt and completion together, tokens; None takes the model's own limit."""
     max_num_seqs: int = Field(64, ge=1)
     """Sequences in one step of the engine."""
     kv_cache_gib: int = Field(1, ge=1)

@@ -68,6 +68,7 @@ def engine(name: str, model_path: str, config: ArmConfig, drain_seconds: float) 
         graceful_shutdown_timeout_s=drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_timeout_s=_HEALTH_CHECK_SECONDS,
+        max_constructor_retry_count=2,  # each try takes most of a minute
         placement_group_bundles=[{"CPU": config.threads}],
         ray_actor_options={"num_cpus": config.threads, "runtime_env": {"env_vars": _environment(config)}},
     ).bind(name, model_path, config)

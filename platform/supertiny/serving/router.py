@@ -10,15 +10,15 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from supertiny.errors import ArmBusy, PromptRefused
-from supertiny.records import Tool
-from supertiny.serving.arms import Arm
+from supertiny.llm.base import Sampling
+from supertiny.records import Completion, Message, Tool
 from supertiny.serving.config import LimitsConfig
 from supertiny.serving.request import ChatRequest, parse_request
 from supertiny.serving.split import assign, session_of
@@ -27,6 +27,24 @@ from supertiny.serving.stream import JsonObject, Piece, completion_body, events
 SESSION_HEADER, ARM_HEADER, ASSIGNMENT_HEADER = "x-session-id", "x-supertiny-arm", "x-supertiny-assignment"
 _HEALTH_SECONDS = 10
 log = logging.getLogger(__name__)
+
+
+class Arm(Protocol):
+    """One way of answering a conversation."""
+
+    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+        """The whole answer.
+
+        Raises:
+            PromptRefused: the engine cannot take this conversation.
+            ArmBusy: the queue is full, or no replica is there.
+        """
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+        """The answer as it comes; raises as `complete` does."""
+
+    async def check(self) -> None:
+        """Generate one token for real; raises where the arm cannot."""
 
 
 @dataclass(frozen=True)

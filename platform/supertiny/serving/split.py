@@ -6,7 +6,7 @@ import hashlib
 import uuid
 from typing import Literal
 
-Arm = Literal["student", "teacher"]
+ArmName = Literal["student", "teacher"]
 """The treatment and the control of the A/B."""
 
 _BITS = 53
@@ -28,6 +28,6 @@ def position(salt: str, session: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> (64 - _BITS)) * 2.0**-_BITS
 
 
-def assign(salt: str, session: str, traffic_fraction: float) -> Arm:
+def assign(salt: str, session: str, traffic_fraction: float) -> ArmName:
     """The arm of a session: the student where its position is under the fraction, so a larger fraction only adds sessions."""
     return "student" if position(salt, session) < traffic_fraction else "teacher"
