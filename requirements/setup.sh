@@ -12,82 +12,94 @@ cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 LOCK=requirements/cpu.lock
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
-STAMP=$VENV/.supertiny-setup    # what was installed; written last
-UNFINISHED=$VENV/.supertiny-unfinished
+UNFINISHED=$VENV/.supertiny-unfinished # there while packages are being installed
+LOCKED=$VENV/.supertiny-locked         # which lock, Python and folder the packages are for; written when all are there
+READY=$VENV/.supertiny-ready           # which pyproject.toml supertiny itself was installed with
 
 say() { printf 'setup: %s\n' "$*" >&2; }
-die() { printf 'setup: error: %s\n' "$1" >&2; shift; (($# == 0)) || printf '  %s\n' "$@" >&2; exit 1; }
-python_version() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true; }
+die() {
+  printf 'setup: error: %s\n' "$1" >&2
+  printf '  %s\n' "${@:2}" >&2
+  exit 1
+}
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
+hash_of() { sha256sum | cut -d' ' -f1; }
+holds() { [[ -e $1 && $(<"$1") == "$2" ]]; }
 
-# Sets python_path and version. Shims of version managers answer to a name without having it, so each candidate is run.
+# Sets python and version. A version manager's shim has a name without having the Python, so each candidate is run.
 find_python() {
-  local candidate seen=()
-  for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
-    version=$(python_version "$candidate")
+  local seen=()
+  for python in ${PYTHON:-python3.11 python3.12 python3}; do
+    version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)
     case $version in
-      3.11.* | 3.12.*) python_path=$candidate; return ;;
-      '') seen+=("$candidate: not found") ;;
-      *) seen+=("$candidate: Python $version") ;;
+      3.11.* | 3.12.*) return ;;
+      '') seen+=("$python: not there") ;;
+      *) seen+=("$python: Python $version") ;;
     esac
   done
-  die 'Python 3.11 is needed (3.12 also works where PyTorch has a wheel for it). Looked for:' "${seen[@]}" \
+  die 'Python 3.11 is needed (3.12 also works where torch has a wheel for it). Looked for' "${seen[@]}" \
     'Install Python 3.11 with its venv module, or name one: make setup PYTHON=/path/to/python3.11'
 }
 
 check_machine() {
-  [[ "$(uname -s) $(uname -m)" == 'Linux x86_64' ]] || die "this is $(uname -s) on $(uname -m); the locked environment is for Linux on x86-64"
-  "$python_path" -c 'import venv, ensurepip' 2>/dev/null || die "$python_path has no venv module; on Debian and Ubuntu: apt-get install python${version%.*}-venv"
+  [[ $(uname -sm) == 'Linux x86_64' ]] || die "this is $(uname -sm); the locked environment is for Linux on x86-64"
+  "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    die "$python has no venv module; on Debian and Ubuntu: apt-get install python${version%.*}-venv"
+  [[ ! -e $VENV || -e $UNFINISHED || -e $LOCKED ]] ||
+    die "$VENV was not made by this command; remove it, or choose another name: make setup VENV=.venv-cpu"
 }
 
-setup_key() { { cat "$LOCK" pyproject.toml "$0"; echo "$version $PWD"; } | sha256sum | cut -d' ' -f1; }
-
-pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@"; }
-
-make_venv() {
-  if [[ -e $UNFINISHED || (-e $STAMP && $("$VENV/bin/python" -c 'import sys; print(sys.version.split()[0])' 2>/dev/null) != "$version") ]]; then
-    say "$VENV was left unfinished, or is of another Python; making it again"
-    rm -rf "$VENV"
-  elif [[ -e $VENV && ! -e $STAMP ]]; then
-    die "$VENV exists and was not made by this command; remove it, or name another: make setup VENV=.venv-cpu"
-  fi
+# Packages from scratch: an old environment, or one that was interrupted, is not worth trusting.
+install_locked() {
+  say "making $VENV from $LOCK with Python $version; this takes a few minutes"
   mkdir -p "$VENV"
   touch "$UNFINISHED"
-  rm -f "$STAMP"
-  [[ -x $VENV/bin/python ]] || "$python_path" -m venv "$VENV"
+  find "$VENV" -mindepth 1 ! -path "$UNFINISHED" -delete
+  "$python" -m venv "$VENV"
+  install_torch
+  say "torch is there; now the other $(($(grep -c == "$LOCK") - 1)) packages"
+  install --requirement <(grep -v '^torch==' "$LOCK")
+  "$VENV/bin/python" requirements/check.py "$LOCK"
+  echo "$1" >"$LOCKED"
+  rm "$UNFINISHED"
 }
 
-# True if pip, given these options, can see that version of torch. One look at an index page: nothing is downloaded.
-torch_is_at() { pip index versions torch "$@" 2>&1 | grep -qE "(^Available versions: |, )${torch_version//+/\\+}(,|$)"; }
+# Modules are compiled when they are first imported: compiling all of them here would take longer than installing them.
+install() { pip install -qq --no-deps --no-compile "$@"; }
 
+# From where pip is configured to look, else from PyTorch's own index. One page of each is looked at before anything is fetched.
 install_torch() {
-  local pin torch_version python_tag
+  local pin said
   pin=$(grep '^torch==' "$LOCK")
-  torch_version=${pin#torch==}
-  if torch_is_at --timeout 15 --retries 1; then
-    pip install --quiet --no-deps "$pin"
-  elif torch_is_at --index-url "$TORCH_INDEX" --timeout 15 --retries 0; then
-    pip install --quiet --no-deps --index-url "$TORCH_INDEX" "$pin"
+  if said=$(offers "$pin" --retries 1); then
+    install "$pin"
+  elif said+=$(offers "$pin" --retries 0 --index-url "$TORCH_INDEX"); then
+    install --index-url "$TORCH_INDEX" "$pin"
   else
-    python_tag=cp${version%.*}
-    die "no wheel of $pin for Python $version. Either" \
-      "- let this machine reach $TORCH_INDEX, or" \
-      "- put torch-$torch_version-${python_tag/./}-...-linux_x86_64.whl into a folder or page and set PIP_FIND_LINKS to it."
+    die "no wheel of $pin for Python $version. Either let this machine reach" "$TORCH_INDEX" \
+      "or put the wheel into a folder and name it in PIP_FIND_LINKS. pip said:" "$said"
+  fi
+}
+
+# Whether pip sees that exact version; prints what pip said if not.
+offers() {
+  local said
+  said=$(pip index versions "${1%%==*}" --timeout 15 "${@:2}" 2>&1 || true)
+  if ! grep '^Available versions: ' <<<"$said" | tr -s ', :' '\n' | grep -qxF "${1##*==}"; then
+    grep -vE '^WARNING: (pip index|Location)' <<<"$said" | cut -c1-300 | tail -n 3
+    return 1
   fi
 }
 
 find_python
-key=$(setup_key)
-if [[ -e $STAMP && $(<"$STAMP") == "$key" ]]; then
-  exit 0
+locked_key="$version $PWD $(hash_of <"$LOCK")"
+if ! holds "$LOCKED" "$locked_key" || [[ -e $UNFINISHED ]]; then
+  check_machine
+  install_locked "$locked_key"
 fi
-check_machine
-say "making $VENV with Python $version from $LOCK; a few minutes the first time"
-make_venv
-install_torch
-say "torch is there; installing the other $(grep -c '==' "$LOCK") packages"
-pip install --quiet --no-deps --requirement <(grep -v '^torch==' "$LOCK")
-pip install --quiet --no-deps --no-build-isolation --editable .
-"$VENV/bin/python" requirements/check.py "$LOCK"
-rm "$UNFINISHED"
-echo "$key" >"$STAMP"
-say "done in ${SECONDS} s"
+ready_key=$(cat pyproject.toml "$LOCKED" | hash_of)
+if ! holds "$READY" "$ready_key"; then
+  install --no-build-isolation --editable .
+  echo "$ready_key" >"$READY"
+  say "done in $SECONDS s"
+fi
