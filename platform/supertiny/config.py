@@ -56,6 +56,8 @@ class StageConfig(Config):
 def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
     """A validated config from a TOML file and `section.key=value` overrides (values are TOML, else plain text).
 
+    A section of the file may be another file: `rollout = "rollout.toml"` reads the one beside it.
+
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value is wrong; every wrong key is named.
     """
@@ -76,13 +78,15 @@ def validate(cls: type[C], values: Mapping[str, Any], source: str) -> C:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file (looked from {Path.cwd()})") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
+    beside = {key: path.parent / value for key, value in values.items() if isinstance(value, str) and value.endswith(".toml")}
+    return {**values, **{key: _read_toml(file) for key, file in beside.items()}}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

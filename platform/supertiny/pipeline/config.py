@@ -1,0 +1,113 @@
+"""Settings of the whole chain: one section a stage, what they share written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from supertiny.compress.config import PruneConfig, QuantizeConfig
+from supertiny.config import Config, TaskConfig
+from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
+from supertiny.rollout.config import RolloutConfig
+from supertiny.serving.config import ServeConfig
+from supertiny.train.config import DistillConfig, RlConfig
+from supertiny.train.pretrain_config import PretrainConfig
+
+SHARED = ("run_root", "git_revision", "task")
+"""Keys of the top that every section inherits."""
+CHAIN: dict[str, dict[str, Any]] = {
+    "rollout": {"name": "rollouts"},
+    "distill": {"name": "distill"},
+    "rl": {"name": "rl", "student": "distill"},
+    "prune": {"name": "prune", "student": "rl"},
+    "heal": {"name": "heal", "student": "prune"},
+    "awq": {"name": "awq", "student": "heal", "format": "awq_w4a16"},
+    "w8a8": {"name": "w8a8", "student": "heal", "format": "w8a8"},
+    "evaluate": {"name": "eval", "model": "teacher"},
+    "gate": {"name": "gate"},
+    "promote": {"name": "promote"},
+}
+"""What each section starts from: the artifact it publishes and the one it takes, in the order of the chain."""
+
+
+class TrafficConfig(Config):
+    """What `make demo` sends to the served models."""
+
+    requests: int = Field(300, ge=20)
+    """Chat requests for `auto`, from held-out prompts; each session sends several."""
+    concurrency: int = Field(4, ge=1)
+    """Requests in flight."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port of the router on this machine."""
+
+
+class PipelineConfig(Config):
+    """The whole chain: rollout, distill, rl, prune, heal, quantize in two ways, an evaluation after each, and a gate."""
+
+    run_root: str = "~/supertiny/runs/demo"
+    """Folder of this run's artifacts."""
+    git_revision: str = "unknown"
+    """Revision of the code, for the manifests."""
+    task: TaskConfig = TaskConfig()
+    """The task, for every stage."""
+    teacher: str = "package://supertiny.tasks.assistant/models/teacher"
+    """Model that the teacher pipeline calls; `teacher` where `pretrain_teacher` makes it."""
+    base: str = "package://supertiny.tasks.assistant/models/base"
+    """Model that the student starts from; `base` where `pretrain_base` makes it."""
+    pretrain_teacher: PretrainConfig | None = None
+    """Make the teacher first, for a task that ships none."""
+    pretrain_base: PretrainConfig | None = None
+    """Make the student's start first."""
+    rollout: RolloutConfig
+    """The teacher's rollouts."""
+    distill: DistillConfig
+    """Their transfer into the student."""
+    rl: RlConfig
+    """The verifier's reward on top."""
+    prune: PruneConfig
+    """The cut to the target size."""
+    heal: DistillConfig
+    """A short distillation after the cut."""
+    awq: QuantizeConfig
+    """4-bit weights."""
+    w8a8: QuantizeConfig
+    """8-bit weights and activations."""
+    evaluate: EvaluateConfig
+    """How every model is evaluated; `name`, `model` and `system` are set for each."""
+    gate: GateConfig
+    """The comparison that decides; its candidate is the better of the quantized students."""
+    promote: PromoteConfig
+    """The alias that a passing candidate gets."""
+    serve: ServeConfig
+    """How `make demo` and `make serve` serve the result."""
+    traffic: TrafficConfig = TrafficConfig()
+    """The requests that `make demo` measures with."""
+    num_cpus: int = Field(8, ge=2)
+    """Logical CPUs of the Ray that `make demo` and `make serve` start; more than the cores is well, for many actors only wait."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """Give every section what the top and the chain say, unless it says otherwise itself."""
+        if not isinstance(values, Mapping):
+            return values
+        top = {key: values[key] for key in SHARED if key in values}
+        teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
+        base = {"student": values["base"]} if "base" in values else {}
+        inputs = {"rollout": teacher, "distill": base, "serve": teacher}
+        serve_top = {key: value for key, value in top.items() if key != "git_revision"}
+        sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name, {})) for name, start in CHAIN.items()}
+        pretrained = {name: _merged(top, values[name]) for name in ("pretrain_teacher", "pretrain_base") if values.get(name)}
+        return {**values, **sections, **pretrained, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
+
+
+def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings laid over one another, the later the stronger, key by key at every depth."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result

@@ -1,0 +1,83 @@
+"""`make demo`: a local Ray, the main job submitted to it, the result served, sent traffic, and reported.
+
+Running it again resumes. Exit status 0 if the gate passed, 1 if it did not or something failed, 2 if the config is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from supertiny.artifacts import MANIFEST
+from supertiny.cli import configure_logging
+from supertiny.config import load
+from supertiny.cost import machine_price
+from supertiny.errors import ConfigError, SupertinyError
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job
+from supertiny.pipeline.report import show, write_run_report
+from supertiny.serving.traffic import TrafficReport, measure
+from supertiny.tasks.base import load_task
+
+log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """The exit status of the demo that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo/pipeline.toml"), help="config of jobs/pipeline.py")
+    parser.add_argument("--run-root", type=Path, required=True, help="absolute folder of the run's artifacts and report")
+    parser.add_argument("--git-revision", default="unknown", help="revision of the checkout, for the manifests")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting; repeatable")
+    flags = parser.parse_args()
+    configure_logging()
+    overrides = [*flags.set, f'run_root="{flags.run_root}"', f'git_revision="{flags.git_revision}"']
+    try:
+        return demo(flags.config, overrides, Path.cwd())
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SupertinyError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
+    """Run the pipeline as a submitted job, then serve and measure what it promoted; 0 if the gate passed."""
+    started = time.monotonic()
+    config = load(PipelineConfig, config_path, overrides)
+    with local_cluster(config.num_cpus) as cluster:
+        settings = [part for override in overrides for part in ("--set", override)]
+        status = submit_job(cluster, checkout, ["python", "jobs/pipeline.py", "--config", str(config_path), *settings])
+        if not (Path(config.run_root) / config.gate.name / MANIFEST).exists():
+            print("error: the job ended before its gate; its log is above", file=sys.stderr)
+            return status or 1
+        traffic = measure_served(config, cluster, promoted=status == 0)
+    show(write_run_report(config, traffic), Path(config.run_root))
+    log.info("demo finished in %.0f s", time.monotonic() - started)
+    return status
+
+
+def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: bool) -> TrafficReport:
+    """The traffic of both arms over HTTP; where nothing was promoted, everything goes to the control."""
+    import ray
+
+    from supertiny.serving.run import served
+
+    settings = config.serve if promoted else config.serve.model_copy(update={"student": None, "traffic_fraction": 0.0})
+    task = load_task(config.task)
+    price = machine_price(config.evaluate.machine, config.evaluate.prices)
+    ray.init(cluster.address, log_to_driver=False)
+    try:
+        with served(settings, port=config.traffic.port) as url:
+            prompts = task.prompts(config.evaluate.split)
+            return measure(url, prompts, task, price, requests=config.traffic.requests, concurrency=config.traffic.concurrency)
+    finally:
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

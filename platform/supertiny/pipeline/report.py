@@ -1,0 +1,1 @@
+"""A run's report, from its published artifacts and, once it was served, its traffic."""

@@ -1,0 +1,56 @@
+"""The chain from teacher to promoted student. Running it again makes only what is missing."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from supertiny.artifacts import Artifact
+from supertiny.compress.prune import prune
+from supertiny.compress.quantize import quantize
+from supertiny.evaluate.choose import better
+from supertiny.evaluate.gate import gate
+from supertiny.evaluate.promote import promote
+from supertiny.evaluate.suites import evaluate
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.report import write_run_report
+from supertiny.rollout.pipeline import rollout
+from supertiny.train.distill import distill
+from supertiny.train.pretrain import pretrain
+from supertiny.train.rl import rl
+
+log = logging.getLogger(__name__)
+
+
+def run(config: PipelineConfig) -> Artifact:
+    """The promoted model.
+
+    Raises:
+        GateNotPassed: the candidate is not surely good enough; everything made so far is kept, and the report says why.
+    """
+    for section in (config.pretrain_teacher, config.pretrain_base):
+        if section is not None:
+            pretrain(section)
+    rollout(config.rollout)
+    evaluate_model(config, config.teacher, "teacher")
+    evaluate_model(config, config.base)
+    distill(config.distill)
+    evaluate_model(config, config.distill.name)
+    rl(config.rl)
+    evaluate_model(config, config.rl.name)
+    prune(config.prune)
+    evaluate_model(config, config.prune.name)
+    distill(config.heal)
+    evaluate_model(config, config.heal.name)
+    quantize(config.awq)
+    quantize(config.w8a8)
+    candidate = better(evaluate_model(config, config.awq.name), evaluate_model(config, config.w8a8.name))
+    gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
+    write_run_report(config)
+    return promote(config.promote)
+
+
+def evaluate_model(config: PipelineConfig, model: str, system: Literal["student", "teacher"] = "student") -> Artifact:
+    """A model's evaluation, named after the last part of its uri."""
+    name = f"eval-{model.rpartition('/')[2]}"
+    return evaluate(config.evaluate.model_copy(update={"name": name, "model": model, "system": system}))

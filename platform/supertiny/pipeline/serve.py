@@ -1,0 +1,62 @@
+"""`make serve`: a local Ray that serves the last run's promoted model beside its teacher pipeline, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from supertiny.cli import configure_logging
+from supertiny.config import load
+from supertiny.errors import ConfigError, SupertinyError
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.local_cluster import local_cluster
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = """
+  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "turn off the lights in the kitchen"}}]}}'
+"""
+
+
+def main() -> int:
+    """The exit status of serving what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo/pipeline.toml"), help="config that the run was made with")
+    parser.add_argument("--run-root", type=Path, required=True, help="absolute folder of the run")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting; repeatable")
+    flags = parser.parse_args()
+    configure_logging()
+    try:
+        serve(load(PipelineConfig, flags.config, [*flags.set, f'run_root="{flags.run_root}"']))
+    except (SupertinyError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt):
+            return 0
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def serve(config: PipelineConfig) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    from supertiny.serving.app import model_paths
+
+    model_paths(config.serve)  # a missing promotion shows before Ray starts
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with local_cluster(config.num_cpus) as cluster:
+        import ray
+
+        from supertiny.serving.run import served
+
+        ray.init(cluster.address, log_to_driver=False)
+        with served(config.serve, port=config.traffic.port) as url:
+            print(f"\nserving student, teacher and auto at {url}; Ctrl-C stops it. Try:")
+            print(EXAMPLE.format(url=url, model="auto"), flush=True)
+            signal.pause()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
