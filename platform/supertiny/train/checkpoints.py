@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from supertiny.artifacts import FileEntry, check_file, file_entries, write_atomically
-from supertiny.errors import CorruptArtifact
+from supertiny.errors import CorruptArtifact, SupertinyError
 from supertiny.records import Record
 
 CHECKPOINT = "checkpoint.json"
@@ -69,3 +69,24 @@ def newest_good(root: Path) -> Path | None:
     if damage:
         raise CorruptArtifact(f"every checkpoint is damaged; delete {root} to train from the start ({damage})")
     return None
+
+
+def agree_on_newest(root: Path) -> Path | None:
+    """`newest_good`, looked up by worker 0 and the same for every worker of the process group; all raise what it raises."""
+    import torch.distributed as dist
+
+    choice: list[Path | SupertinyError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            choice = [newest_good(root)]
+        except SupertinyError as error:
+            choice = [error]
+    dist.broadcast_object_list(choice)
+    if isinstance(choice[0], SupertinyError):
+        raise choice[0]
+    return choice[0]
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(folder.name.removeprefix("step-"))

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from supertiny.config import StageConfig
 
-ZeroStage = Literal[1, 2, 3]
-
 
 class TrainConfig(StageConfig):
     """What distillation and reinforcement learning share: a student, its rollouts, workers and an optimizer."""
@@ -74,7 +72,7 @@ class DistillConfig(TrainConfig):
     """Weight of the cross-entropy on the completion's tokens."""
     forward_kl_weight: float = Field(1.0, ge=0)
     """Weight of the forward KL to the teacher's top-k tokens; rows without them contribute cross-entropy alone."""
-    zero_stage: ZeroStage = 1
+    zero_stage: Literal[1, 2, 3] = 1
     """DeepSpeed ZeRO: what the workers share out; 1 optimizer state, 2 gradients too, 3 weights too."""
 
     @model_validator(mode="after")
@@ -101,8 +99,8 @@ class RlConfig(TrainConfig):
     """Longest completion, in tokens; a longer one is cut and judged as it stands."""
     kl_coef: float = Field(1e-3, ge=0)
     """Weight of the reverse KL to the reference (TRL's `beta`); 0 keeps no reference in memory."""
-    zero_stage: ZeroStage | None = None
-    """DeepSpeed ZeRO stage; none trains with plain data parallelism."""
+    zero_stage: Literal[1, 2] | None = None
+    """DeepSpeed ZeRO stage; None trains with plain data parallelism."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> RlConfig:

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from supertiny.errors import NotFinite
 from supertiny.tracking import JsonlTracker
 from supertiny.train.batching import MicroBatch, Rows, batches, collate, share
-from supertiny.train.checkpoints import checkpoint_folder, newest_good, seal
+from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import DistillConfig
 from supertiny.train.losses import cross_entropy, forward_kl
 from supertiny.train.metrics import keep_until
@@ -184,22 +184,13 @@ def _checkpoint(engine: Any, folder: Path, step: int, metrics: dict[str, float])
 
 
 def _resume(engine: Any, root: Path) -> int:
-    """Steps already done, after loading the last good checkpoint; worker 0 decides which one that is."""
-    choice: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            choice = [newest_good(root)]
-        except Exception as error:
-            choice = [error]
-    dist.broadcast_object_list(choice)
-    if isinstance(choice[0], Exception):
-        raise choice[0]
-    if choice[0] is None:
+    """Steps already done, after loading the last good checkpoint."""
+    folder = agree_on_newest(root)
+    if folder is None:
         return 0
-    engine.load_checkpoint(choice[0], tag=STATE)
-    step = int(choice[0].name.removeprefix("step-"))
-    log.info("going on after step %d, from %s", step, choice[0])
-    return step
+    engine.load_checkpoint(folder, tag=STATE)
+    log.info("going on after step %d, from %s", step_of(folder), folder)
+    return step_of(folder)
 
 
 def _save_student(engine: Any, output: Path) -> None:
