@@ -34,3 +34,22 @@ class EngineConfig(Config):
     """Run as written instead of compiling; starts faster, and the faster of the two for models of a few million parameters."""
     no_progress_seconds: float = Field(300.0, gt=0)
     """Requests waiting and none finished for this long: the engine is given up with NoProgress."""
+
+
+class EndpointConfig(Config):
+    """An OpenAI-compatible chat endpoint, ours or someone else's."""
+
+    base_url: str = Field(pattern=r"^https?://")
+    """Up to and without `/chat/completions`, such as `https://api.example.com/v1`."""
+    model: str
+    """The endpoint's name of the model."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; None sends none. The key itself never stands in a config."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Of one try."""
+    max_retries: int = Field(5, ge=0)
+    """Further tries after 429, a 5xx or a broken connection."""
+    first_backoff_seconds: float = Field(0.5, gt=0)
+    """Pause before the first retry; it doubles with each, up to a minute, and is drawn between half of that and all of it."""
+    max_concurrency: int = Field(32, gt=0)
+    """Requests under way at once."""

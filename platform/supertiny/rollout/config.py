@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
-from supertiny.llm.config import EngineConfig
+from supertiny.llm.config import EndpointConfig, EngineConfig
 
 
 class LayoutConfig(Config):
@@ -40,6 +40,8 @@ class RolloutConfig(StageConfig):
     """The model that the teacher pipeline calls."""
     engine: EngineConfig = EngineConfig()
     """Its engine."""
+    endpoint: EndpointConfig | None = None
+    """An endpoint that the pipeline calls instead of `teacher`; its rollouts have no teacher log-probabilities."""
     split: str = "train"
     """Which of the task's prompts."""
     limit: int | None = Field(None, gt=0)
@@ -54,6 +56,13 @@ class RolloutConfig(StageConfig):
     """Reject a completion whose text an earlier one of its prompt already has. A nearly greedy teacher loses most rows by it."""
     layout: LayoutConfig = LayoutConfig()
     """How the work is spread over the cluster."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> RolloutConfig:
+        idle = {"teacher", "engine"} & self.model_fields_set
+        if self.endpoint is not None and idle:
+            raise ValueError(f"with an endpoint, {' and '.join(sorted(idle))} would have no effect; leave it out")
+        return self
 
     def settings(self) -> dict[str, Any]:
         """The fields that decide the result: the layout does not, so that a run may go on with another one."""

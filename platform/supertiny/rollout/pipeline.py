@@ -15,11 +15,12 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,11 +29,14 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.cli import configure_logging
 from supertiny.config import TaskConfig
-from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig
-from supertiny.llm.config import EngineConfig
+from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
+from supertiny.llm.base import Llm
+from supertiny.llm.http import HttpLlm
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Completion, Prompt, Rollout, Verdict
+from supertiny.rollout.blocks import finished_files, finished_ids
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.ledger import LEDGER, check_complete, publish
@@ -41,6 +45,17 @@ from supertiny.rollout_table import from_table, read_table, to_table
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
+
+
+class FailingLlm(Llm, Protocol):
+    """A model that may stop answering for good."""
+
+    failure: BaseException | None
+    """What stopped it."""
+
+
+OpenLlm = Callable[[], FailingLlm]
+"""Builds the model inside the actor."""
 WORKING_FOLDERS = (".rows", ".blocks", ".done")
 
 
@@ -54,17 +69,21 @@ def rollout(config: RolloutConfig) -> Artifact:
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
     """
+    if config.endpoint is not None:
+        open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
+        return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
     teacher = open_artifact(config.teacher, config.run_root, "model")
-    return make(config, "rollouts", {"teacher": teacher}, lambda folder: _build(config, teacher.path, folder))
+    open_llm = partial(VllmLlm, str(teacher.path), config.engine)
+    return make(config, "rollouts", {"teacher": teacher}, lambda folder: _build(config, open_llm, folder))
 
 
-def _build(config: RolloutConfig, teacher: Path, folder: Path) -> dict[str, Any]:
+def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, Any]:
     if (folder / LEDGER).exists():  # finished but for its manifest
         metrics: dict[str, Any] = json.loads((folder / LEDGER).read_text())
     else:
         prompts = _prompts(config)
         rows = [(f"{prompt.id}/{index}", index, prompt) for prompt in prompts for index in range(config.group_size)]
-        _generate(config, teacher, folder, rows)
+        _generate(config, open_llm, folder, rows)
         metrics = _finish(config, folder, [row[0] for row in rows])
     for name in WORKING_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -81,18 +100,20 @@ def _prompts(config: RolloutConfig) -> list[Prompt]:
 
 
 def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str]) -> dict[str, Any]:
-    blocks = [from_table(read_table(path), str(path)) for path in sorted((folder / ".blocks").glob("*.parquet"))]
-    order = {name: at for at, name in enumerate(expected_ids)}
-    rollouts = [rollout for block in blocks for rollout in block]
-    check_complete(rollouts, expected_ids)
-    rollouts.sort(key=lambda rollout: order[rollout.rollout_id])
-    rollouts = filter_groups(rollouts, min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates)
+    made: dict[str, Rollout] = {}
+    for path in finished_files(folder / ".blocks", folder / ".done"):
+        for row in from_table(read_table(path), str(path)):
+            made.setdefault(row.rollout_id, row)  # twice where a killed driver's last block was finished after we had started
+    check_complete(list(made.values()), expected_ids)
+    rollouts = filter_groups(
+        [made[name] for name in expected_ids], min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates
+    )
     ledger = publish(folder, rollouts)
     log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(rollouts), ledger["accepted"], ledger["rejected_by_reason"])
     return ledger
 
 
-def _generate(config: RolloutConfig, teacher: Path, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> None:
+def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> None:
     """Make every rollout that no finished block holds yet."""
     blocks, done = folder / ".blocks", folder / ".done"
     finished = finished_ids(done)
@@ -109,7 +130,7 @@ def _generate(config: RolloutConfig, teacher: Path, folder: Path, rows: Sequence
         id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
     )
     with ray.data.DataContext.current(context):
-        dataset = _dataset(config, teacher, _write_rows(left, folder / ".rows"))
+        dataset = _dataset(config, open_llm, _write_rows(left, folder / ".rows"))
     written: Future[None] = Future()
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
     watch(written, blocks, done, len(left), config.layout.log_every_seconds, config.layout.no_progress_seconds)
@@ -117,14 +138,14 @@ def _generate(config: RolloutConfig, teacher: Path, folder: Path, rows: Sequence
         raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
 
 
-def _dataset(config: RolloutConfig, teacher: Path, rows: Path) -> ray.data.Dataset:
+def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:
     layout = config.layout
     return (
         ray.data.read_parquet(str(rows))
         .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
         .map_batches(
             TeacherActor,
-            fn_constructor_args=(str(teacher), config.engine, config.task, layout.row_timeout_seconds),
+            fn_constructor_args=(open_llm, config.task, layout.row_timeout_seconds),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=layout.num_engines, max_concurrent_calls_per_actor=layout.blocks_in_flight),
@@ -141,7 +162,17 @@ def _write_blocks(dataset: ray.data.Dataset, blocks: Path, written: Future[None]
             dataset.write_parquet(str(blocks))
         written.set_result(None)
     except BaseException as error:
-        written.set_exception(error)
+        written.set_exception(_cause(error))
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Our own error inside Ray's, where there is one: its message is enough."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, SupertinyError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error
 
 
 def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
@@ -154,12 +185,6 @@ def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
     }
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     return folder
-
-
-def finished_ids(done: Path) -> set[str]:
-    """Ids of the rollouts in finished blocks; those of a block that was cut off while being written do not count."""
-    paths = [path for path in done.glob("*.parquet") if not path.name.endswith(".pending.parquet")]
-    return {name for path in paths for name in pq.read_table(path, columns=["rollout_id"]).column(0).to_pylist()}
 
 
 def check_fits(layout: LayoutConfig, resources: dict[str, float]) -> None:
@@ -186,11 +211,12 @@ class _RowsChosenBefore(IdColumnCheckpointManager):
 
 
 class TeacherActor:
-    """One engine and the task's teacher pipeline over it, for many rollouts at a time."""
+    """One model and the task's teacher pipeline over it, for many rollouts at a time."""
 
-    def __init__(self, model_path: str, engine: EngineConfig, task: TaskConfig, row_timeout_seconds: float) -> None:
+    def __init__(self, open_llm: OpenLlm, task: TaskConfig, row_timeout_seconds: float) -> None:
+        configure_logging()
         self._task = load_task(task)
-        self._llm = VllmLlm(model_path, engine)
+        self._llm = open_llm()
         self._row_timeout_seconds = row_timeout_seconds
 
     async def __call__(self, rows: pa.Table) -> pa.Table:

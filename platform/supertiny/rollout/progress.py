@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from supertiny.errors import NoProgress
+from supertiny.rollout.blocks import block_files, finished_names
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,9 @@ class Tally:
 
     def update(self) -> int:
         """Count the blocks finished since the last call, and return how many they are."""
-        finished = {path.stem for path in self.done.glob("*.parquet") if not path.name.endswith(".pending.parquet")}
-        new = finished - self.seen
+        new = finished_names(self.done) - self.seen
         for name in new:
-            for path in self.blocks.glob(f"{name}*.parquet"):
+            for path in block_files(self.blocks, name):
                 table = pq.read_table(path, columns=["accepted", "completion_tokens"], partitioning=None)
                 self.rollouts += table.num_rows
                 self.accepted += sum(table.column("accepted").to_pylist())

@@ -1,0 +1,157 @@
+"""Any OpenAI-compatible endpoint behind the `Llm` seam."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from supertiny.errors import ConfigError, MalformedCall, NoProgress, PromptRefused
+from supertiny.llm.base import GREEDY, Sampling
+from supertiny.llm.config import EndpointConfig
+from supertiny.records import Call, Completion, Message, Tool, Usage
+from supertiny.tasks.calls import render
+
+log = logging.getLogger(__name__)
+_LONGEST_PAUSE_SECONDS = 60.0
+_NEVER_RIGHT = (401, 403, 404, 405)
+
+
+class HttpLlm:
+    """A model behind HTTP. It gives no token ids and so no teacher log-probabilities.
+
+    `failure` is what makes every further request pointless, if anything does: a wrong key or address, or an endpoint that stays away.
+    An instance belongs to one event loop.
+
+    Raises:
+        ConfigError: the environment variable of the key is not set.
+    """
+
+    def __init__(self, endpoint: EndpointConfig) -> None:
+        self.failure: BaseException | None = None
+        self._endpoint = endpoint
+        self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
+        self._client = httpx.AsyncClient(headers=_headers(endpoint.api_key_env), timeout=endpoint.timeout_seconds)
+        self._places = asyncio.Semaphore(endpoint.max_concurrency)
+
+    async def complete(
+        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
+    ) -> list[Completion]:
+        """`n` completions of a conversation, tool calls written in the student's format; `logprobs` cannot be had as ids.
+
+        Raises:
+            PromptRefused: the endpoint says that this request is wrong.
+            ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
+            NoProgress: it failed at every try.
+        """
+        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling)}
+        if tools:
+            body["tools"] = list(tools)
+        async with self._places:
+            answer = await self._post(body)
+        try:
+            return _completions(answer)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise self._fail(ConfigError(f"{self._url} answered no chat completion ({error!r}): {str(answer)[:200]}")) from None
+
+    async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
+        """The text as given, without tokens and at no cost: the protocol has no way to ask."""
+        return Completion(text=text, usage=Usage(calls=0))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _post(self, body: dict[str, Any]) -> Any:
+        pause, at_least, problem = self._endpoint.first_backoff_seconds, 0.0, ""
+        for attempt in range(self._endpoint.max_retries + 1):
+            if attempt:
+                log.warning("%s: %s; try %s", self._url, problem, attempt + 1)
+                await asyncio.sleep(max(at_least, pause * random.uniform(0.5, 1)))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            try:
+                response = await self._client.post(self._url, json=body)
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__} {error}".strip()
+                continue
+            if response.is_success:
+                return self._read(response)
+            problem = f"HTTP {response.status_code} {response.text[:200]}".strip()
+            if response.status_code != 429 and response.status_code < 500:
+                raise self._refusal(response.status_code, problem)
+            at_least = _retry_after(response)
+        raise self._fail(NoProgress(f"{self._url}: {problem}, {self._endpoint.max_retries + 1} times"))
+
+    def _read(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError:
+            raise self._fail(ConfigError(f"{self._url} answered no JSON: {response.text[:200]!r}; is base_url right?")) from None
+
+    def _refusal(self, status: int, problem: str) -> Exception:
+        if status in _NEVER_RIGHT:
+            return self._fail(ConfigError(f"{self._url}: {problem}; check base_url, model and api_key_env"))
+        return PromptRefused(f"{self._url}: {problem}")
+
+    def _fail(self, error: Exception) -> Exception:
+        self.failure = error
+        return error
+
+
+def _headers(api_key_env: str | None) -> dict[str, str]:
+    if api_key_env is None:
+        return {}
+    key = os.environ.get(api_key_env)
+    if not key:
+        raise ConfigError(f"api_key_env: the environment variable {api_key_env} is not set where the endpoint is called from")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    return body
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the endpoint asks us to wait; 0 where it does not say, or gives a date."""
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isdigit() else 0.0
+
+
+def _completions(answer: Any) -> list[Completion]:
+    """The choices; the whole request's usage is the first one's, since the protocol does not say whose tokens are whose."""
+    usage = answer.get("usage") or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    first = Usage(
+        prompt_tokens=usage.get("prompt_tokens") or 0, cached_tokens=cached, completion_tokens=usage.get("completion_tokens") or 0
+    )
+    return [
+        Completion(
+            text=_text(choice["message"]),
+            finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
+            usage=first if at == 0 else Usage(calls=0),
+        )
+        for at, choice in enumerate(answer["choices"])
+    ]
+
+
+def _text(message: dict[str, Any]) -> str:
+    calls = [_call(entry["function"]) for entry in message.get("tool_calls") or []]
+    return render(calls) if calls else message.get("content") or ""
+
+
+def _call(function: dict[str, Any]) -> Call:
+    try:
+        return Call(name=function["name"], arguments=json.loads(function["arguments"] or "{}"))
+    except ValueError:
+        raise MalformedCall(f"arguments that are no JSON object: {function['arguments'][:80]!r}") from None

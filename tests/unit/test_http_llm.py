@@ -1,0 +1,220 @@
+"""`HttpLlm` against a real server on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fastapi
+import pytest
+import uvicorn
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from supertiny.errors import ConfigError, NoProgress, PromptRefused
+from supertiny.llm.base import Sampling
+from supertiny.llm.config import EndpointConfig
+from supertiny.llm.http import HttpLlm
+from supertiny.records import Call, Completion
+from supertiny.tasks.calls import parse
+
+HELLO = [{"role": "user", "content": "hello"}]
+KEY = "SUPERTINY_TEST_KEY"
+Answer = Callable[[dict[str, Any]], Response]
+
+
+class Endpoint:
+    """A chat endpoint that answers each request with the next of `answers`, the last one for ever, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.under_way = self.most_under_way = 0
+        self.app = fastapi.FastAPI()
+        self.app.post("/v1/chat/completions")(self._answer)
+
+    async def _answer(self, request: fastapi.Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        self.keys.append(request.headers.get("authorization"))
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(0.01)
+        self.under_way -= 1
+        return self.answers[min(len(self.bodies), len(self.answers)) - 1](body)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[Endpoint, int]]:
+    endpoint = Endpoint()
+    running = uvicorn.Server(uvicorn.Config(endpoint.app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield endpoint, running.servers[0].sockets[0].getsockname()[1]
+    running.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture
+def endpoint(server: tuple[Endpoint, int]) -> Endpoint:
+    server[0].__init__()  # type: ignore[misc]  # forget the last test; the app that runs stays
+    return server[0]
+
+
+@pytest.fixture
+def url(server: tuple[Endpoint, int]) -> str:
+    return f"http://127.0.0.1:{server[1]}/v1"
+
+
+def says(*texts: str, finish_reason: str = "stop") -> Answer:
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
+    choices = [{"message": {"role": "assistant", "content": text}, "finish_reason": finish_reason} for text in texts]
+    return lambda _: JSONResponse({"choices": choices, "usage": usage})
+
+
+def fails(status: int, text: str = "no", **headers: str) -> Answer:
+    return lambda _: PlainTextResponse(text, status, headers={key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def ask(llm: HttpLlm, times: int = 1, **options: Any) -> list[Completion]:
+    async def go() -> list[Completion]:
+        try:
+            return [one for many in await asyncio.gather(*(llm.complete(HELLO, **options) for _ in range(times))) for one in many]
+        finally:
+            await llm.aclose()
+
+    return asyncio.run(go())
+
+
+def quick(url: str, **settings: Any) -> HttpLlm:
+    return HttpLlm(EndpointConfig(base_url=url, model="big", first_backoff_seconds=0.01, **settings))
+
+
+def test_a_completion_has_the_text_why_it_ended_and_what_it_cost(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("hi", finish_reason="length")]
+    completion = ask(quick(url))[0]
+    assert (completion.text, completion.finish_reason, completion.token_ids, completion.top_k) == ("hi", "length", [], None)
+    assert completion.usage.model_dump() == {"calls": 1, "prompt_tokens": 7, "cached_tokens": 4, "completion_tokens": 3}
+
+
+def test_the_cost_of_several_completions_is_counted_once(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("a", "b")]
+    completions = ask(quick(url), n=2)
+    total = completions[0].usage + completions[1].usage
+    assert [completion.text for completion in completions] == ["a", "b"]
+    assert (total.calls, total.prompt_tokens, total.completion_tokens) == (1, 7, 3)
+
+
+def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("hi")]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    sampling = Sampling(temperature=0.5, top_p=0.9, max_tokens=9, stop=("\n",), seed=3)
+    ask(quick(url), n=2, tools=[tool], sampling=sampling)
+    assert endpoint.bodies == [
+        {
+            "model": "big",
+            "messages": HELLO,
+            "n": 2,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "max_tokens": 9,
+            "stop": ["\n"],
+            "seed": 3,
+            "tools": [tool],
+        }
+    ]
+
+
+def test_tool_calls_become_text_in_the_students_format(endpoint: Endpoint, url: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "set_light", "arguments": '{"room": "hall"}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    endpoint.answers = [lambda _: JSONResponse({"choices": [{"message": message, "finish_reason": "tool_calls"}]})]
+    assert parse(ask(quick(url))[0].text) == [Call(name="set_light", arguments={"room": "hall"})]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_or_broken_endpoint_is_asked_again(endpoint: Endpoint, url: str, status: int) -> None:
+    endpoint.answers = [fails(status), fails(status), says("hi")]
+    assert ask(quick(url, max_retries=2))[0].text == "hi"
+    assert len(endpoint.bodies) == 3
+
+
+def test_retry_after_is_waited_for(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [fails(429, Retry_After="1"), says("hi")]
+    started = time.monotonic()
+    ask(quick(url))
+    assert time.monotonic() - started >= 1
+
+
+def test_an_endpoint_that_stays_broken_is_given_up_with_what_it_said(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [fails(503, "overloaded")]
+    llm = quick(url, max_retries=2)
+    with pytest.raises(NoProgress, match="HTTP 503 overloaded, 3 times"):
+        ask(llm)
+    assert isinstance(llm.failure, NoProgress)
+
+
+def test_an_endpoint_that_is_not_there_is_given_up_too() -> None:
+    with pytest.raises(NoProgress, match="ConnectError"):
+        ask(quick("http://127.0.0.1:1/v1", max_retries=1))
+
+
+def test_a_slow_answer_is_a_try_that_failed(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("hi")]
+    with pytest.raises(NoProgress, match="Timeout, 1 times"):
+        ask(quick(url, max_retries=0, timeout_seconds=0.001))
+
+
+def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is_still_sent(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [fails(400, "too long")]
+    llm = quick(url)
+    with pytest.raises(PromptRefused, match="HTTP 400 too long"):
+        ask(llm)
+    assert len(endpoint.bodies) == 1
+    assert llm.failure is None
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
+    endpoint.answers = [fails(status)]
+    llm = quick(url)
+    with pytest.raises(ConfigError, match="check base_url, model and api_key_env"):
+        ask(llm)
+    assert len(endpoint.bodies) == 1
+    assert llm.failure is not None
+
+
+@pytest.mark.parametrize("page", [lambda _: PlainTextResponse("<html>"), lambda _: JSONResponse({"hello": 1})])
+def test_a_page_that_is_no_chat_completion_is_the_configs_fault(endpoint: Endpoint, url: str, page: Answer) -> None:
+    endpoint.answers = [page]
+    with pytest.raises(ConfigError, match="answered no"):
+        ask(quick(url))
+
+
+def test_the_key_comes_from_the_environment(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint.answers = [says("hi")]
+    monkeypatch.setenv(KEY, "s3cret")
+    ask(quick(url, api_key_env=KEY))
+    assert endpoint.keys == ["Bearer s3cret"]
+
+
+def test_a_key_that_is_not_set_is_named_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    with pytest.raises(ConfigError, match=KEY):
+        HttpLlm(EndpointConfig(base_url="http://127.0.0.1:1/v1", model="big", api_key_env=KEY))
+
+
+def test_no_more_requests_are_under_way_than_allowed(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("hi")]
+    ask(quick(url, max_concurrency=3), times=12)
+    assert (len(endpoint.bodies), endpoint.most_under_way) == (12, 3)
+
+
+def test_a_score_has_no_tokens_and_costs_nothing(url: str) -> None:
+    completion = asyncio.run(quick(url).score(HELLO, "yes", logprobs=5))
+    assert (completion.text, completion.token_ids, completion.top_k, completion.usage.calls) == ("yes", [], None, 0)
