@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt
 from supertiny.tasks.base import load_task
 
+_EVALUATORS: dict[tuple[str, float], Any] = {}
+"""Actor handles by Ray job and GPUs: an actor lives as long as a handle of it."""
 log = logging.getLogger(__name__)
 
 
@@ -27,6 +30,7 @@ class Evaluator:
     """Measures one model at a time; between two of them it holds no engine, only the imported libraries."""
 
     def __init__(self) -> None:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about speed-ups that an engine on a CPU has not
         configure_logging()
 
     def ready(self) -> None:
@@ -61,7 +65,7 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
     """
     _connect()
     _check_fits(config.num_gpus)
-    actor = _evaluator(config.num_gpus, config.start_limit_seconds)
+    actor = evaluator(config.num_gpus, config.start_limit_seconds)
     try:
         measurement: Measurement = ray.get(actor.measure.remote(str(model_path), config, list(prompts)))
         return measurement
@@ -74,19 +78,26 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
             ray.kill(actor)
 
 
-def _evaluator(num_gpus: float, limit_seconds: float) -> Any:
-    """This driver's evaluator, alive. It takes one CPU to be placed and none while it waits, so that training has them all."""
-    name = f"supertiny-evaluator-{ray.get_runtime_context().get_job_id()}-{num_gpus:g}"
+def evaluator(num_gpus: float, limit_seconds: float) -> Any:
+    """This driver's evaluator, alive and the same at every call. It takes a CPU to be placed and none while it waits.
+
+    Raises:
+        NoProgress: no CPU or GPU came free in time, or it died twice while it started.
+    """
+    key = (ray.get_runtime_context().get_job_id(), num_gpus)
     for _ in range(2):
-        actor: Any = ray.remote(Evaluator).options(name=name, get_if_exists=True, num_gpus=num_gpus).remote()
+        if key not in _EVALUATORS:
+            resources = {"num_cpus": 1, "num_gpus": num_gpus} if num_gpus else {}  # Ray's default: a CPU to be placed, none after
+            _EVALUATORS[key] = ray.remote(Evaluator).options(**resources).remote()
         try:
-            ray.get(actor.ready.remote(), timeout=limit_seconds)
-            return actor
+            ray.get(_EVALUATORS[key].ready.remote(), timeout=limit_seconds)
+            return _EVALUATORS[key]
         except RayActorError:
-            log.warning("the evaluator had died; starting another")
+            log.warning("the evaluator died; starting another")
+            del _EVALUATORS[key]
         except GetTimeoutError:
-            ray.kill(actor)
-            raise NoProgress(f"no CPU came free for the evaluator within {limit_seconds:.0f} s; the cluster is busy or too small") from None
+            ray.kill(_EVALUATORS.pop(key))
+            raise NoProgress(f"no place came free for the evaluator within {limit_seconds:.0f} s; the cluster is busy") from None
     raise NoProgress("the evaluator died twice while it started; its log is in Ray's session folder")
 
 
