@@ -75,7 +75,7 @@ def test_a_refusal_names_the_field_and_the_cap(fields: dict[str, Any], said: str
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'"text"', b"[1]"])
 def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
-    with pytest.raises(ValueError, match="JSON|valid dictionary"):
+    with pytest.raises(ValueError, match=r"JSON|valid dictionary"):
         parse_request(body, LimitsConfig(), TOOLS)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from supertiny.artifacts import open_artifact, read_alias
 from supertiny.records import Tool
 from supertiny.serving.arms import ServeLlm, StudentArm, TeacherArm, TeacherPipeline
 from supertiny.serving.config import ServeConfig
 from supertiny.serving.models import engine
 from supertiny.serving.router import Arm, Routes, router_app
+from supertiny.serving.sources import model_paths
 from supertiny.tasks.base import load_task
 
 _UNBOUNDED = 100_000
@@ -36,21 +35,6 @@ class Router:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         return router_app(self._routes)
-
-
-def model_paths(config: ServeConfig) -> dict[str, Path]:
-    """Folder of each model to serve, every file checked against its manifest.
-
-    Raises:
-        MissingInput: nothing was promoted under the student's alias, or a model is not there.
-        CorruptArtifact: a model is not what its manifest, or its promotion, says.
-    """
-    paths = {"teacher": open_artifact(config.teacher, config.run_root, "model").path}
-    if config.student is not None:
-        promoted = "@" in config.student
-        student = read_alias(config.student, config.run_root) if promoted else open_artifact(config.student, config.run_root, "model")
-        paths["student"] = student.path
-    return paths
 
 
 def build_app(config: ServeConfig) -> serve.Application:

@@ -32,8 +32,8 @@ def served(config: ServeConfig, *, port: int = 8000, no_progress_seconds: float 
         MissingInput, CorruptArtifact: a model is not there, or not what was promoted.
         NoProgress: a deployment failed, or nothing changed for `no_progress_seconds`; the message says where.
     """
-    _check_cluster(config)
     _check_port(port)
+    _check_cluster(config)
     app = build_app(config)
     started = time.monotonic()
     serve.start(http_options={"host": "127.0.0.1", "port": port})

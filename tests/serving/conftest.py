@@ -1,0 +1,42 @@
+"""The real application, deployed once: both engines, the teacher pipeline and the router, on the session's Ray."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from supertiny.artifacts import alias_path, open_artifact, write_atomically
+from supertiny.serving.config import ServeConfig
+
+TEACHER = "package://supertiny.tasks.assistant/models/teacher"
+STUDENT = "package://supertiny.tasks.assistant/models/base"
+
+
+@pytest.fixture(scope="session")
+def serve_config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
+    """The embedded task with its shipped models, the base standing in for a promoted student."""
+    root = str(tmp_path_factory.mktemp("served"))
+    parent = open_artifact(STUDENT, root, "model").as_parent()
+    write_atomically(alias_path("student@production", root), parent.model_dump_json())
+    return ServeConfig(run_root=root, teacher=TEACHER)
+
+
+@pytest.fixture(scope="session")
+def application(local_ray: None, serve_config: ServeConfig) -> Iterator[str]:
+    """URL of the running application."""
+    from supertiny.serving.run import served
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with served(serve_config, port=port) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def student_path(serve_config: ServeConfig) -> Path:
+    """Folder of the model that the student arm serves."""
+    return open_artifact(STUDENT, serve_config.run_root, "model").path
