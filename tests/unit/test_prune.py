@@ -3,28 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from compress_run import make_run, tiny_student
+from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 
+from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import divergence, weight_bytes
-from supertiny.compress.prune import block_influence, channel_importance, kept_channels, kept_layers, write_pruned
+from supertiny.compress.prune import block_influence, channel_importance, kept_channels, kept_layers, prune, write_pruned
 from supertiny.compress.shapes import read_shape, solve
+from supertiny.errors import ConfigError
 
 BATCHES = [[[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]], [[11, 12, 13]]]
-
-
-def tiny_model(num_layers: int = 4) -> Qwen2ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=num_layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-    )
-    return Qwen2ForCausalLM(config).eval()
 
 
 def silence_channels(model: Qwen2ForCausalLM, channels: torch.Tensor) -> None:
@@ -54,7 +42,7 @@ def test_kept_layers_are_the_most_influential_in_their_order():
 
 
 def test_channel_importance_is_mean_activation_times_the_norm_of_its_reader():
-    model = tiny_model(1)
+    model = tiny_student(1)
     linear = model.model.layers[0].mlp.down_proj
     seen = []
     handle = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, 1)))
@@ -66,7 +54,7 @@ def test_channel_importance_is_mean_activation_times_the_norm_of_its_reader():
 
 
 def test_a_layer_that_adds_nothing_has_no_influence():
-    model = tiny_model()
+    model = tiny_student()
     silence_layer(model, 2)
     influence = block_influence(model, BATCHES)
     assert influence[2] == pytest.approx(0, abs=1e-5)
@@ -74,7 +62,7 @@ def test_a_layer_that_adds_nothing_has_no_influence():
 
 
 def test_removing_silent_channels_changes_no_logit(tmp_path: Path):
-    model = tiny_model()
+    model = tiny_student()
     silence_channels(model, torch.randperm(256)[:128])
     removed = pruned(model, tmp_path, "width", 0.8)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
@@ -84,7 +72,7 @@ def test_removing_silent_channels_changes_no_logit(tmp_path: Path):
 
 
 def test_removing_a_silent_layer_changes_no_logit(tmp_path: Path):
-    model = tiny_model()
+    model = tiny_student()
     silence_layer(model, 1)
     removed = pruned(model, tmp_path, "depth", 0.8)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
@@ -94,7 +82,7 @@ def test_removing_a_silent_layer_changes_no_logit(tmp_path: Path):
 
 
 def test_pruned_weights_keep_their_type_and_are_counted_exactly(tmp_path: Path):
-    model = tiny_model().to(torch.bfloat16)
+    model = tiny_student().to(torch.bfloat16)
     pruned(model, tmp_path, "width", 0.8)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "after", dtype="auto")
     assert after.dtype == torch.bfloat16
@@ -103,7 +91,7 @@ def test_pruned_weights_keep_their_type_and_are_counted_exactly(tmp_path: Path):
 
 
 def test_what_came_with_the_model_is_copied_byte_for_byte(tmp_path: Path):
-    model = tiny_model()
+    model = tiny_student()
     (tmp_path / "before").mkdir()
     for name in ("tokenizer.json", "chat_template.jinja"):
         (tmp_path / "before" / name).write_text(f"{{ {name} }}")
@@ -113,12 +101,12 @@ def test_what_came_with_the_model_is_copied_byte_for_byte(tmp_path: Path):
 
 
 def test_divergence_of_a_model_from_itself_is_nothing(tmp_path: Path):
-    tiny_model().save_pretrained(tmp_path)
+    tiny_student().save_pretrained(tmp_path)
     assert divergence(tmp_path, tmp_path, BATCHES) == {"kl_nats": 0.0, "greedy_agreement": 1.0}
 
 
 def test_divergence_is_the_mean_kl_over_positions(tmp_path: Path):
-    models = [tiny_model(), tiny_model()]
+    models = [tiny_student(), tiny_student()]
     silence_layer(models[1], 0)
     for model, name in zip(models, "ab", strict=True):
         model.save_pretrained(tmp_path / name)
@@ -127,3 +115,24 @@ def test_divergence_is_the_mean_kl_over_positions(tmp_path: Path):
     moved = divergence(tmp_path / "a", tmp_path / "b", BATCHES)
     assert moved["kl_nats"] == pytest.approx(expected.item(), rel=1e-4)
     assert moved["greedy_agreement"] == pytest.approx((before.argmax(-1) == after.argmax(-1)).float().mean().item())
+
+
+@pytest.mark.parametrize(("axis", "removed"), [("width", ([], 128)), ("depth", ([2], 0))])
+def test_the_stage_publishes_what_it_removed_and_how_far_the_model_moved(tmp_path: Path, axis: str, removed: tuple):
+    model = tiny_student()
+    silence_layer(model, 2)
+    silence_channels(model, torch.arange(128))
+    make_run(tmp_path, "rl", model)
+    artifact = prune(PruneConfig(run_root=str(tmp_path), axis=axis, tolerance_fraction=0.2))
+    metrics = artifact.manifest.metrics
+    assert (metrics["removed_layers"], metrics["removed_channels_per_layer"]) == removed
+    assert metrics["kl_nats"] == pytest.approx(0, abs=1e-5)
+    assert metrics["bytes"] == (artifact.path / "model.safetensors").stat().st_size
+    assert set(artifact.manifest.parents) == {"student", "rollouts"}
+
+
+def test_an_unreachable_target_fails_before_anything_is_made(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student())
+    with pytest.raises(ConfigError, match="nearest is intermediate_size 128"):
+        prune(PruneConfig(run_root=str(tmp_path), target_parameters_fraction=0.2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rl", "rollouts"]

@@ -1,77 +1,30 @@
 """Both formats through the stage itself, then through vLLM: about 45 s, of which imports are 25."""
 
 import asyncio
-import random
 from pathlib import Path
 
 import pytest
+import torch
+from compress_run import SENTENCES, make_run, tiny_student
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.artifacts import Artifact, open_artifact
 from supertiny.compress.config import QuantizeConfig
 from supertiny.compress.export import weight_bytes
-from supertiny.config import StageConfig
 from supertiny.errors import ConfigError
-from supertiny.records import Completion, Prompt, Rollout, Verdict
 
 pytestmark = pytest.mark.slow
 
 FORMATS = {"awq": "awq_w4a16", "w8a8": "w8a8"}
-SENTENCES = ["dim the lamp in the hall", "play some jazz", "what is the weather", "wake me at seven", "stop the music"]
-
-
-def save_tiny_student(folder: Path) -> None:
-    """A random model that is sure of its next token, with a tokenizer of one token a byte."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=template).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=384,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        eos_token_id=257,
-    )
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-
-
-def some_rollouts(number: int) -> list[Rollout]:
-    chosen = random.Random(0)
-    return [
-        Rollout(
-            rollout_id=f"p{index}/0",
-            index=0,
-            prompt=Prompt(id=f"p{index}", messages=[{"role": "user", "content": chosen.choice(SENTENCES)}]),
-            tools=[],
-            completion=Completion(text=chosen.choice(SENTENCES)),
-            verdict=Verdict(accepted=True, score=1),
-            seconds=0,
-        )
-        for index in range(number)
-    ]
 
 
 @pytest.fixture(scope="module")
 def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a student, rollouts and both quantized students."""
     from supertiny.compress.quantize import quantize
-    from supertiny.rollout_table import write_rollouts
 
     root = tmp_path_factory.mktemp("run")
-    make(StageConfig(name="heal", run_root=str(root)), "model", {}, lambda folder: save_tiny_student(folder) or {})
-    rollouts = StageConfig(name="rollouts", run_root=str(root))
-    make(rollouts, "rollouts", {}, lambda folder: write_rollouts(folder / "rollouts.parquet", some_rollouts(40)) or {})
+    make_run(root, "heal", tiny_student(num_layers=2).to(torch.bfloat16))
     for name, form in FORMATS.items():
         quantize(QuantizeConfig(run_root=str(root), name=name, format=form, num_rows=24))
     return root
@@ -112,9 +65,6 @@ def test_a_quantized_student_is_not_quantized_again(run_root: Path):
 
 
 def test_vllm_says_what_hugging_face_says(quantized: Artifact):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from supertiny.llm.chat import completion_token_ids, prompt_token_ids
     from supertiny.llm.config import EngineConfig
     from supertiny.llm.vllm import VllmLlm
