@@ -32,7 +32,12 @@ async def start_server(name: str, model_path: str, config: ArmConfig) -> Any:
     """The running server of a model folder, its engine ready to answer."""
     llm_config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": model_path},
-        engine_kwargs={"max_model_len": config.max_model_len, "max_num_seqs": config.max_num_seqs, "enforce_eager": True},
+        engine_kwargs={
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "enforce_eager": True,  # compiling on the CPU costs more than it gives at this size
+            "enable_prompt_tokens_details": True,  # how many tokens the prefix cache answered
+        },
         accelerator_config={"kind": "cpu"},
         experimental_configs={"stream_batching_interval_ms": 0},  # 50 by default: each token would wait that long
         callback_config={"callback_class": f"{LocalFolder.__module__}.{LocalFolder.__qualname__}"},

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def served(config: ServeConfig, *, port: int = 8000, no_progress_seconds: float = 180.0) -> Iterator[str]:
+def served(config: ServeConfig, *, port: int = 8000, no_progress_seconds: float = 300.0) -> Iterator[str]:
     """The URL of the running application, for as long as the block lasts; `ray.init` was called before.
 
     Raises:
@@ -74,7 +74,7 @@ def _wait_until_running(no_progress_seconds: float) -> None:
             return
         state = _describe(overview)
         if overview.status == ApplicationStatus.DEPLOY_FAILED:
-            raise NoProgress(f"the application could not be deployed: {state}")
+            raise NoProgress(f"the application could not be deployed: {state[-2000:]}")
         if state != seen:
             seen, changed = state, time.monotonic()
         if time.monotonic() - changed > no_progress_seconds:
