@@ -3,15 +3,16 @@
 #
 #   requirements/setup.sh            (or `make setup`)
 #
-# PYTHON  the interpreter to use; else python3.11, python3.12 or python3, the first that is 3.11 or 3.12.
-# VENV    where the environment goes, .venv by default.
+# PYTHON       the interpreter to use; else python3.11, python3.12 or python3, the first that is 3.11 or 3.12.
+# VENV         where the environment goes, .venv by default.
+# TORCH_INDEX  PyTorch's index of CPU wheels, or a mirror of it; asked only where pip's own configuration has no such wheel.
 # pip's own configuration (pip.conf, PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, ...) holds throughout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv}
 LOCK=requirements/cpu.lock
-TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 UNFINISHED=$VENV/.supertiny-unfinished # there while packages are being installed
 LOCKED=$VENV/.supertiny-locked         # which lock, Python and folder the packages are for; written when all are there
 READY=$VENV/.supertiny-ready           # which pyproject.toml supertiny itself was installed with
@@ -69,24 +70,25 @@ install() { pip install -qq --no-deps --no-compile "$@"; }
 
 # From where pip is configured to look, else from PyTorch's own index. One page of each is looked at before anything is fetched.
 install_torch() {
-  local pin said
+  local pin ours theirs
   pin=$(grep '^torch==' "$LOCK")
-  if said=$(offers "$pin" --retries 1); then
+  if ours=$(offers "$pin" --retries 1); then
     install "$pin"
-  elif said+=$(offers "$pin" --retries 0 --index-url "$TORCH_INDEX"); then
+  elif theirs=$(offers "$pin" --retries 0 --index-url "$TORCH_INDEX"); then
     install --index-url "$TORCH_INDEX" "$pin"
   else
-    die "no wheel of $pin for Python $version. Either let this machine reach" "$TORCH_INDEX" \
-      "or put the wheel into a folder and name it in PIP_FIND_LINKS. pip said:" "$said"
+    die "no wheel of $pin for Python $version. Either" \
+      "- let this machine reach $TORCH_INDEX; pip said of it: $theirs" \
+      "- or put the wheel into a folder and name that in PIP_FIND_LINKS; pip said as it is configured now: $ours"
   fi
 }
 
-# Whether pip sees that exact version; prints what pip said if not.
+# Whether pip sees that exact version; prints the end of what pip said if not.
 offers() {
   local said
   said=$(pip index versions "${1%%==*}" --timeout 15 "${@:2}" 2>&1 || true)
   if ! grep '^Available versions: ' <<<"$said" | tr -s ', :' '\n' | grep -qxF "${1##*==}"; then
-    grep -vE '^WARNING: (pip index|Location)' <<<"$said" | cut -c1-300 | tail -n 3
+    tail -n 1 <<<"$said" | cut -c1-200
     return 1
   fi
 }
@@ -101,5 +103,5 @@ ready_key=$(cat pyproject.toml "$LOCKED" | hash_of)
 if ! holds "$READY" "$ready_key"; then
   install --no-build-isolation --editable .
   echo "$ready_key" >"$READY"
-  say "done in $SECONDS s"
 fi
+say "$VENV is ready ($SECONDS s)"
