@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -87,3 +88,18 @@ def test_a_model_is_no_evaluation(tmp_path: Path) -> None:
     publish_model(tmp_path, "awq")
     with pytest.raises(CorruptArtifact, match="a model artifact where a evaluation is needed"):
         gate(config(tmp_path, candidate="awq"))
+
+
+def test_an_evaluation_made_again_is_compared_again(tmp_path: Path) -> None:
+    publish(tmp_path, "teacher", 970)
+    evaluation = publish(tmp_path, "awq", 970)
+    assert gate(config(tmp_path)).manifest.metrics["verdict"] == "pass"
+    shutil.rmtree(evaluation.path)
+    publish(tmp_path, "awq", 880)  # the same settings, other answers
+    assert gate(config(tmp_path)).manifest.metrics["verdict"] == "fail"
+
+
+def test_the_same_comparison_is_made_once(tmp_path: Path) -> None:
+    publish(tmp_path, "teacher", 970)
+    publish(tmp_path, "awq", 970)
+    assert gate(config(tmp_path)).manifest == gate(config(tmp_path)).manifest

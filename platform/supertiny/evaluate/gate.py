@@ -14,6 +14,7 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError
 from supertiny.evaluate.compare import Pairs, count_pairs, non_inferior, paired_difference, wilson
 from supertiny.evaluate.config import GateConfig
+from supertiny.evaluate.fresh import set_aside_stale
 from supertiny.evaluate.judge import Judged, read_predictions
 from supertiny.evaluate.schema import GateMetrics, Side
 
@@ -32,6 +33,7 @@ def gate(config: GateConfig) -> Artifact:
     """
     candidate = open_artifact(config.candidate, config.run_root, "evaluation")
     baseline = open_artifact(config.baseline, config.run_root, "evaluation")
+    set_aside_stale(config, {"candidate": candidate, "baseline": baseline})
 
     def build(folder: Path) -> dict[str, Any]:
         rows = pair(read_predictions(candidate), read_predictions(baseline), config)

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 
 _DIRECTIONS = [2 * pi * step / 16 for step in range(16)]
 _DISTANCES = (9.0, 16.0, 26.0, 38.0)
-_HEIGHT = 9.0
-_PER_LETTER = 5.0
+_HEIGHT = 11.0
+_PER_LETTER = 5.2
+_FONT_SIZE = 9.0
 """Points; text of 9 points is about so wide, and the plot's font is the reader's, so nobody knows exactly."""
 
 
@@ -53,7 +54,17 @@ def place_labels(
         dx, dy, box = min(_candidates(text, x, y), key=lambda candidate: _cost(candidate, taken, frame))
         taken.append(box)
         line = {"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 1, "shrinkB": 4} if hypot(dx, dy) > 20 else None
-        axes.annotate(text, anchor, xytext=(dx, dy), textcoords="offset points", ha=_side(dx), va="center", color=colour, arrowprops=line)
+        axes.annotate(
+            text,
+            anchor,
+            xytext=(dx, dy),
+            textcoords="offset points",
+            ha=_side(dx),
+            va="center",
+            color=colour,
+            fontsize=_FONT_SIZE,
+            arrowprops=line,
+        )
 
 
 def _candidates(text: str, x: float, y: float) -> list[tuple[float, float, Box]]:
@@ -71,7 +82,7 @@ def _candidates(text: str, x: float, y: float) -> list[tuple[float, float, Box]]
 def _cost(candidate: tuple[float, float, Box], taken: Sequence[Box], frame: Box) -> float:
     dx, dy, box = candidate
     outside = (box.right - box.left) * (box.top - box.bottom) - box.overlap(frame)
-    return sum(box.overlap(other) for other in taken) + 4 * outside + 0.4 * hypot(dx, dy)
+    return 4 * sum(box.overlap(other) for other in taken) + 4 * outside + 0.4 * hypot(dx, dy)
 
 
 def _side(dx: float) -> str:

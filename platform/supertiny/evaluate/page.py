@@ -67,8 +67,8 @@ def _tiles(report: Report) -> str:
     ]
     if ours.usd_per_thousand_correct and theirs.usd_per_thousand_correct:
         ratio = ours.usd_per_thousand_correct / theirs.usd_per_thousand_correct
-        costs = f"{phrases.usd_per_million(ours.usd_per_thousand_correct)} against {phrases.usd_per_million(theirs.usd_per_thousand_correct)} of {teacher}"
-        tiles.append((phrases.times(ratio), "cost of a right answer", f"per million: {costs}, on a busy machine"))
+        costs = " against ".join(phrases.usd_per_million(stage.usd_per_thousand_correct) for stage in (ours, theirs))
+        tiles.append((phrases.times(ratio), "cost of a right answer", f"per million: {costs} of {teacher}, on a busy machine"))
     student = phrases.stage(report, "rl") or phrases.stage(report, "distill") or theirs
     sizes = f"{phrases.size(ours.bytes)} against {phrases.size(student.bytes)} of {student.name}"
     fewer = 1 - ours.parameters / student.parameters

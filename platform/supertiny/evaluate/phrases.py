@@ -32,9 +32,9 @@ def gap(difference: Difference) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`5.3 ms`, `42 ms`, `1.31 s`, `95 s`, `12.5 min`."""
+    """`5.3 ms`, `42.0 ms`, `310 ms`, `1.31 s`, `95 s`, `12.5 min`."""
     if seconds < 0.9995:
-        return f"{1000 * seconds:.{1 if seconds < 0.00995 else 0}f} ms"
+        return f"{1000 * seconds:.{1 if seconds < 0.09995 else 0}f} ms"
     if seconds < 9.95:
         return f"{seconds:.2f} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
@@ -92,7 +92,7 @@ def explanation(gate: GateResult) -> str:
         "inconclusive": "the interval reaches across the loss that was allowed beforehand, so more prompts or a better model are needed",
     }
     return (
-        f"On the same {gate.n:,} held-out prompts the exact match of {gate.candidate} minus that of {gate.baseline} is "
+        f"On the same {gate.n:,} held-out prompts, the exact match of {gate.candidate} minus that of {gate.baseline} is "
         f"{gap(gate.difference)}, {100 * gate.confidence:g} % interval of the paired difference; {MINUS}{100 * gate.margin:g} points were "
         f"allowed. {gate.verdict.capitalize()}: {reasons[gate.verdict]}."
     )

@@ -23,6 +23,33 @@ BASELINE, CANDIDATE, OTHERS = "#1c2733", "#0b63c5", "#93a5b8"
 SLICES = (("#0b63c5", "o"), ("#c2410c", "s"), ("#0f766e", "^"), ("#7c3aed", "D"), ("#a16207", "v"), ("#be185d", "P"))
 WIDTH = 4.7
 """Inches: chosen so that the text is readable on a phone, where the plot is scaled down to the screen."""
+_TICKS = (
+    0.9,
+    0.95,
+    0.99,
+    0.5,
+    0.98,
+    0.8,
+    0.7,
+    0.0,
+    0.999,
+    0.3,
+    0.97,
+    0.995,
+    0.85,
+    0.6,
+    0.96,
+    0.93,
+    0.94,
+    0.92,
+    0.91,
+    0.75,
+    0.65,
+    0.4,
+    0.2,
+    0.1,
+)
+"""Ticks of a proportion, the more telling first; what would crowd those is left out."""
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -46,7 +73,9 @@ _STYLE: Any = {
 def quality_against_latency(report: Report) -> str:
     """Exact match over the median latency, a point a stage."""
     times = [stage.latency_seconds.p50 for stage in report.stages]
-    return _scatter(report, "latency", times, "p50 latency, one at a time", lambda value: phrases.duration(value).replace(".00", ""))
+    return _scatter(
+        report, "latency", times, "p50 latency, one at a time", lambda value: phrases.duration(value).replace(".00", "").replace(".0", "")
+    )
 
 
 def quality_against_cost(report: Report) -> str:
@@ -76,10 +105,10 @@ def time_by_stage(report: Report) -> str:
 def quality_by_slice(report: Report) -> str:
     """Exact match with its interval, a row a stage, a mark a slice."""
     slices = sorted({name for stage in report.stages for name in stage.slices})
-    figure, axes = _figure(0.9 + 0.36 * len(report.stages))
+    figure, axes = _figure(0.9 + 0.55 * len(report.stages))
     for index, name in enumerate(slices):
         colour, marker = SLICES[index % len(SLICES)]
-        offset = 0.26 * (index - (len(slices) - 1) / 2)
+        offset = 0.24 * (index - (len(slices) - 1) / 2)
         shown = [(row + offset, stage.slices[name]) for row, stage in enumerate(report.stages) if name in stage.slices]
         rows, values = [row for row, _ in shown], [_clip(value.value) for _, value in shown]
         errors = np.array([_errors(value) for _, value in shown]).T
@@ -87,13 +116,14 @@ def quality_by_slice(report: Report) -> str:
         axes.errorbar(values, rows, xerr=errors, fmt=marker, ms=4.5, color=colour, elinewidth=1.2, label=label, clip_on=False)
     axes.set_yticks(range(len(report.stages)), [stage.name for stage in report.stages])
     axes.invert_yaxis()
-    _stretch(axes, "x", min(_clip(stage.slices[name].low) for stage in report.stages for name in stage.slices))
+    parts = [part for stage in report.stages for part in stage.slices.values()]
+    _stretch(axes, "x", min(_clip(part.low) for part in parts), max(_clip(part.high) for part in parts))
     axes.grid(axis="x")
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("exact match")
     figure.legend(loc="upper left", ncols=3, frameon=False, handletextpad=0.2, borderaxespad=0.1, labelcolor=INK)
-    return _svg(figure, "slices", top=0.9)
+    return _svg(figure, "slices", top=0.95)
 
 
 def _scatter(report: Report, name: str, values: Sequence[float | None], label: str, tick: Callable[[float], str]) -> str:
@@ -105,7 +135,8 @@ def _scatter(report: Report, name: str, values: Sequence[float | None], label: s
         errors = np.array([_errors(stage.exact_match)]).T
         size = 6 if colour == OTHERS else 8
         axes.errorbar([value], [_clip(stage.exact_match.value)], yerr=errors, fmt="o", ms=size, color=colour, elinewidth=1.4)
-    _stretch(axes, "y", min(_clip(stage.exact_match.low) for stage, _ in shown))
+    matches = [stage.exact_match for stage, _ in shown]
+    _stretch(axes, "y", min(_clip(match.low) for match in matches), max(_clip(match.high) for match in matches))
     _decades(axes, [value for _, value in shown], tick)
     _allowed(axes, report)
     axes.grid(axis="both")
@@ -187,24 +218,30 @@ def _errors(value: Interval) -> tuple[float, float]:
     return _clip(value.value) - _clip(value.low), _clip(value.high) - _clip(value.value)
 
 
-def _stretch(axes: Axes, side: str, lowest: float) -> None:
-    """An axis of proportions, stretched towards 1 by the logarithm of what is missing."""
+def _stretch(axes: Axes, side: str, lowest: float, highest: float) -> None:
+    """An axis of proportions, stretched towards 1 by the logarithm of what is missing there."""
     functions: Any = (lambda p: -np.log10(np.maximum(1 - p, 1e-4)), lambda t: 1 - 10.0**-t)
-    ticks = [tick for tick in (0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995) if tick >= lowest - 0.1 or tick >= 0.9]
-    getattr(axes, f"set_{side}scale")("function", functions=functions)
+    low, high = (float(functions[0](np.array(end))) for end in (lowest, highest))
+    pad = 0.07 * (high - low) + 0.02
+    low, high = max(low - pad, -0.02), min(high + pad, 3.02)
     axis = axes.xaxis if side == "x" else axes.yaxis
+    getattr(axes, f"set_{side}scale")("function", functions=functions)
+    getattr(axes, f"set_{side}lim")(functions[1](low), functions[1](high))
+    ticks: list[float] = []
+    for tick in _TICKS:
+        place = float(functions[0](np.array(tick)))
+        if low <= place <= high and all(abs(place - functions[0](np.array(other))) > 0.11 * (high - low) for other in ticks):
+            ticks.append(tick)
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    bottom = functions[0](np.array(lowest)) - 0.12
-    getattr(axes, f"set_{side}lim")(functions[1](max(float(bottom), -0.03)), 0.9991)
 
 
 def _decades(axes: Axes, values: Sequence[float], tick: Callable[[float], str]) -> None:
     """Few round ticks on a logarithmic axis, with room for labels beyond the outermost points."""
     low, high = min(values) / 1.6, max(values) * 1.6
     powers = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
-    rounds = [one * 10.0**power for power in powers for one in (1, 2, 5)]
+    rounds = [one * 10.0**power for power in powers for one in (1, 2, 3, 5)]
     inside = [value for value in rounds if low <= value <= high]
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(inside if len(inside) <= 6 else [value for value in inside if f"{value:e}"[0] == "1"]))

@@ -13,6 +13,7 @@ from supertiny.cost import machine_price, usd_per_thousand_correct
 from supertiny.errors import CorruptArtifact
 from supertiny.evaluate.actor import measure_in_actor
 from supertiny.evaluate.config import EvaluateConfig
+from supertiny.evaluate.fresh import set_aside_stale
 from supertiny.evaluate.judge import PREDICTIONS, Judged, choose, intervals, judge, latency, mean_argument_f1, tokens, write_predictions
 from supertiny.evaluate.measure import Measurement
 from supertiny.evaluate.schema import EvaluationMetrics, Phases
@@ -30,6 +31,7 @@ def evaluate(config: EvaluateConfig) -> Artifact:
         PlanTooBig: the cluster can never place the evaluator.
     """
     model = open_artifact(config.model, config.run_root, "model")
+    set_aside_stale(config, {"model": model})
 
     def build(folder: Path) -> dict[str, Any]:
         task = load_task(config.task)
