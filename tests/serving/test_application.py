@@ -123,7 +123,7 @@ def test_a_refusal_has_openais_shape_and_nothing_from_inside(application: str, f
 
 def test_health_is_a_real_token_from_each_arm_and_the_models_are_listed(application: str) -> None:
     assert httpx.get(f"{application}/health", timeout=60).json() == {"student": "ok", "teacher": "ok"}
-    assert httpx.get(f"{application}/ready").json() == {"models": ["student", "teacher", "auto"]}
+    assert httpx.get(f"{application}/ready", timeout=60).json() == {"models": ["student", "teacher", "auto"], "waiting_for": []}
     assert [model["id"] for model in httpx.get(f"{application}/v1/models").json()["data"]] == ["student", "teacher", "auto"]
 
 

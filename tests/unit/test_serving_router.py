@@ -24,15 +24,15 @@ class FakeArm:
 
     def __init__(self, error: Exception | None = None, seconds: float = 0.0, break_after: int | None = None) -> None:
         self.samplings: list[Sampling] = []
-        self._error = error
+        self.error = error
         self._seconds = seconds
         self._break_after = break_after
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
         self.samplings.append(sampling)
         await asyncio.sleep(self._seconds)
-        if self._error:
-            raise self._error
+        if self.error:
+            raise self.error
         text = "Sure.\n" + render([Call(name="set_light", arguments={"room": "kitchen"})])
         return Completion(text=text, usage=Usage(calls=3, prompt_tokens=30, completion_tokens=9))
 
@@ -174,3 +174,14 @@ def test_health_draws_a_token_from_every_arm_and_fails_when_one_cannot() -> None
     assert student.samplings == [Sampling(max_tokens=1)]
     bad = asyncio.run(client_of(student=FakeArm(RuntimeError("dead"))).get("/health"))
     assert (bad.status_code, bad.json()) == (503, {"teacher": "ok", "student": "failed"})
+
+
+def test_a_router_is_ready_once_every_arm_has_drawn_a_token_and_then_asks_no_more() -> None:
+    student = FakeArm(RuntimeError("still loading"))
+    client = client_of(student=student)
+    early = asyncio.run(client.get("/ready"))
+    assert (early.status_code, early.json()["waiting_for"]) == (503, ["student"])
+    student.error = None
+    assert asyncio.run(client.get("/ready")).status_code == 200
+    student.error = RuntimeError("overloaded for a moment")
+    assert asyncio.run(client.get("/ready")).status_code == 200

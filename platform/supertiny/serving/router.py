@@ -90,13 +90,18 @@ def router_app(routes: Routes) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         """Liveness: every arm draws one token."""
-        states = dict(zip(routes.arms, await asyncio.gather(*map(_state, routes.arms.values())), strict=True))
+        states = await _states(routes.arms)
         return JSONResponse(states, status_code=200 if set(states.values()) == {"ok"} else 503)
+
+    answered: set[str] = set()
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """Readiness: this router is up; Serve starts it after its arms."""
-        return JSONResponse({"models": routes.models()})
+        """Readiness: every arm has drawn a token since this router started; Serve starts it beside the engines, not after them."""
+        states = await _states({name: arm for name, arm in routes.arms.items() if name not in answered})
+        answered.update(name for name, state in states.items() if state == "ok")
+        waiting = [name for name in routes.arms if name not in answered]
+        return JSONResponse({"models": routes.models(), "waiting_for": waiting}, status_code=503 if waiting else 200)
 
     return app
 
@@ -170,6 +175,11 @@ async def _body(http: Request, limit_bytes: int) -> bytes:
         if len(body) > limit_bytes:
             raise HTTPException(413, f"the body is over {limit_bytes} bytes")
     return bytes(body)
+
+
+async def _states(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """By name `ok` or `failed`: whether each arm draws a token in time."""
+    return dict(zip(arms, await asyncio.gather(*map(_state, arms.values())), strict=True))
 
 
 async def _state(arm: Arm) -> str:
