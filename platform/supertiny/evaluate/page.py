@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from supertiny.evaluate import phrases, plots
-from supertiny.evaluate.schema import Arm, GateResult, Report, Stage
+from supertiny.evaluate.schema import GateResult, Report, Stage
 
 
 def render_page(report: Report) -> str:
@@ -169,19 +169,12 @@ def _slices(gate: GateResult) -> str:
 def _ab(report: Report) -> str:
     if report.ab is None:
         return ""
-    head = ("arm", "requests", "failed", "latency p50", "latency p95", "$ per million requests")
     arms = (("baseline", "control: the teacher pipeline", report.ab.control), ("candidate", "treatment: the student", report.ab.treatment))
-    table = _table(head, ((role, [name, *_arm_cells(arm)]) for role, name, arm in arms))
+    table = _table(("arm", *phrases.ARM_COLUMNS), ((role, [name, *phrases.arm(arm)]) for role, name, arm in arms))
     return (
-        '<section aria-labelledby="ab"><h2 id="ab">Served traffic</h2><p class="muted">The A/B over HTTP as its client saw it: both arms '
-        f"behind one router, on the same machine at the same time.</p>{table}</section>"
+        '<section aria-labelledby="ab"><h2 id="ab">Served traffic</h2><p class="muted">The A/B over HTTP as its client saw it, both arms '
+        f"behind one router on the same machine. {escape(report.ab.cost_basis)}</p>{table}</section>"
     )
-
-
-def _arm_cells(arm: Arm) -> list[str]:
-    time = arm.latency_seconds
-    cost = phrases.usd_per_million(arm.usd_per_thousand_requests)
-    return [f"{arm.requests:,}", f"{arm.failed:,}", phrases.duration(time.p50), phrases.duration(time.p95), cost]
 
 
 def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import floor, log10
 
 from supertiny.evaluate.compare import Difference, Interval
-from supertiny.evaluate.schema import GateResult, Report, Stage
+from supertiny.evaluate.schema import Arm, GateResult, Report, Stage
 
+ARM_COLUMNS = ("requests", "failed", "right", "latency p50", "latency p95", "$ per million requests")
 NOTHING = "–"  # noqa: RUF001 - an en dash marks an empty cell
 MINUS = "−"  # noqa: RUF001
 
@@ -31,8 +32,10 @@ def gap(difference: Difference) -> str:
     return f"{points(difference.value)} points ({points(difference.low)} to {points(difference.high)})"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """`5.3 ms`, `42.0 ms`, `310 ms`, `1.31 s`, `95 s`, `12.5 min`."""
+    if seconds is None:
+        return NOTHING
     if seconds < 0.9995:
         return f"{1000 * seconds:.{1 if seconds < 0.09995 else 0}f} ms"
     if seconds < 9.95:
@@ -62,6 +65,13 @@ def count(parameters: int) -> str:
 def times(value: float) -> str:
     """`3.1 x`, `0.55 x`."""
     return f"{value:.1f} ×" if value >= 1.95 else f"{value:.2f} ×"  # noqa: RUF001 - the sign of multiplication
+
+
+def arm(served: Arm) -> list[str]:
+    """Requests, failed, right, p50, p95 and cost of one arm."""
+    p50, p95 = (served.latency_seconds.p50, served.latency_seconds.p95) if served.latency_seconds else (None, None)
+    times, cost = (duration(p50), duration(p95)), usd_per_million(served.usd_per_thousand_requests)
+    return [f"{served.requests:,}", f"{served.failed:,}", percent(served.correct_fraction), *times, cost]
 
 
 def stage(report: Report, name: str) -> Stage | None:

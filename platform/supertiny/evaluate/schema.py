@@ -130,9 +130,12 @@ class Arm(Record):
 
     requests: int = Field(ge=0)
     failed: int = Field(ge=0)
-    latency_seconds: Latency
+    latency_seconds: Latency | None
+    """None where nothing was answered."""
     usd_per_thousand_requests: float | None
     """None where the arm got no requests."""
+    correct_fraction: float | None = None
+    """Answers that the verifier accepts; None where it was not asked."""
 
 
 class Ab(Record):
@@ -140,6 +143,8 @@ class Ab(Record):
 
     control: Arm
     treatment: Arm
+    cost_basis: str = ""
+    """What the arms' cost is made of, for the reader."""
 
 
 class Report(Record):

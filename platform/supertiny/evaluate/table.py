@@ -22,15 +22,14 @@ def render_table(report: Report) -> Table:
     return table
 
 
-def render_ab_table(ab: Ab, price: str) -> Table:
-    """A row an arm; `price` says what the cost is made of."""
-    table = Table(title="Served traffic", caption=price, caption_justify="left")
+def render_ab_table(ab: Ab) -> Table:
+    """A row an arm; what the cost is made of is the caption."""
+    table = Table(title="Served traffic", caption=ab.cost_basis or None, caption_justify="left")
     table.add_column("arm", no_wrap=True)
-    for column in ("requests", "failed", "p50", "p95", "$ per million requests"):
+    for column in phrases.ARM_COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    for name, arm in (("control: teacher pipeline", ab.control), ("treatment: student", ab.treatment)):
-        time, cost = arm.latency_seconds, phrases.usd_per_million(arm.usd_per_thousand_requests)
-        table.add_row(name, f"{arm.requests:,}", f"{arm.failed:,}", phrases.duration(time.p50), phrases.duration(time.p95), cost)
+    table.add_row("control: teacher pipeline", *phrases.arm(ab.control))
+    table.add_row("treatment: student", *phrases.arm(ab.treatment))
     return table
 
 
