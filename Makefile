@@ -5,6 +5,12 @@ RUN_ROOT ?= $(CURDIR)/runs/demo
 BIN := $(VENV)/bin
 GIT_REVISION := $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 export VENV
+# A token of this run's own. Without one in the environment `ray start` may want a token that `ray job submit` does not send.
+RAY_AUTH_MODE ?= token
+ifndef RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN := $(shell head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+endif
+export RAY_AUTH_MODE RAY_AUTH_TOKEN
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,21 @@ QUIET_AND_OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-for name, value in QUIET_AND_OFFLINE.items():  # before anything reads them; Ray's workers inherit them
+RAY_TOKEN = {
+    "RAY_AUTH_MODE": "token",  # unset, Ray's commands disagree: `ray start` wants a token that `ray job submit` does not send
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # given, none is written to the home folder
+}
+for name, value in {**QUIET_AND_OFFLINE, **RAY_TOKEN}.items():  # before anything reads them; Ray's processes inherit them
     os.environ.setdefault(name, value)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Unit tests first, then what needs no Ray, then the rest: a small mistake shows in seconds."""
-    items.sort(key=lambda item: ("unit" not in item.path.parts, _needs_ray(item), item.get_closest_marker("slow") is not None))
+    for item in items:
+        if "local_ray" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+    items.sort(key=lambda item: ("unit" not in item.path.parts, *(item.get_closest_marker(name) is not None for name in ("ray", "slow"))))
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +59,3 @@ def local_ray() -> Iterator[None]:
 def checkout() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parent.parent
-
-
-def _needs_ray(item: pytest.Item) -> bool:
-    return item.get_closest_marker("ray") is not None or "local_ray" in getattr(item, "fixturenames", ())

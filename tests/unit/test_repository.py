@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -126,6 +127,11 @@ def test_tests_use_fakes_and_not_mocks() -> None:
 def test_every_link_between_documents_leads_somewhere(path: Path) -> None:
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()) if "://" not in target]
     assert [target for target in targets if target and not (path.parent / target).exists()] == []
+
+
+def test_a_warning_that_our_own_modules_cause_is_an_error() -> None:
+    with pytest.raises(UserWarning, match="ours"):
+        warnings.warn_explicit("ours", UserWarning, "made.py", 1, module="supertiny.rollout.pipeline")
 
 
 def _name(path: Path) -> str:
