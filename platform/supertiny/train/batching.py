@@ -1,12 +1,14 @@
 """Which rows make up which step: a function of the seed alone, so that any number of workers and any restart agree.
 
-Rows of similar length share a batch, so that little is padding.
+A batch is drawn at random and then dealt out by length, so that a micro batch has little padding while no batch is all short rows
+(those are the out-of-scope ones, and steps on them alone throw the student back and forth).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,8 +18,6 @@ from torch import Tensor
 from supertiny.train.packing import PackedRows
 
 Rows = NDArray[np.int64]
-WINDOW = 16
-"""Batches that are sorted by length together; within a window they come in random order."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ def num_steps(num_rows: int, batch: int, epochs: float) -> int:
 
 
 def batches(lengths: Rows, batch: int, seed: int, first_step: int, last_step: int) -> Iterator[Rows]:
-    """The rows of steps `first_step` to `last_step` (the latter not included), counted from 0.
+    """The rows of steps `first_step` to `last_step` (the latter not included), counted from 0; the short rows of a batch first.
 
     The rows come as an endless stream of passes, each in its own random order; a batch is cut from it without regard to where
     a pass ends, so no row is left out at the end of one.
     """
-    for window in range(first_step // WINDOW, -(-last_step // WINDOW)):
-        ordered = _window(lengths, batch, seed, window)
-        first, last = max(first_step - window * WINDOW, 0), min(last_step - window * WINDOW, WINDOW)
-        yield from ordered[first:last]
+    for step in range(first_step, last_step):
+        positions = np.arange(step * batch, (step + 1) * batch)
+        rows = np.array([_pass_order(len(lengths), seed, int(p // len(lengths)))[p % len(lengths)] for p in positions])
+        yield rows[np.argsort(lengths[rows], kind="stable")]
 
 
 def share(rows: Rows, worker: int, num_workers: int, micro_batch: int) -> list[Rows]:
-    """A worker's micro batches of a batch; rows are dealt out in turn, so that the workers get like lengths."""
+    """A worker's micro batches of a batch: its rows are dealt out in turn, so that the workers get like lengths."""
     own = rows[worker::num_workers]
     return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
 
@@ -89,16 +89,6 @@ def collate(packed: PackedRows, rows: Rows) -> MicroBatch:
     )
 
 
-def _window(lengths: Rows, batch: int, seed: int, window: int) -> list[Rows]:
-    first = window * WINDOW * batch
-    positions = np.arange(first, first + WINDOW * batch)
-    passes = positions // len(lengths)
-    rows = np.concatenate(
-        [_pass_order(len(lengths), seed, number)[positions[passes == number] % len(lengths)] for number in np.unique(passes)]
-    )
-    by_length = rows[np.argsort(lengths[rows], kind="stable")].reshape(WINDOW, batch)
-    return list(by_length[np.random.default_rng((seed, 1, window)).permutation(WINDOW)])
-
-
+@lru_cache(maxsize=2)
 def _pass_order(num_rows: int, seed: int, number: int) -> Rows:
-    return np.random.default_rng((seed, 0, number)).permutation(num_rows)
+    return np.random.default_rng((seed, number)).permutation(num_rows)

@@ -28,6 +28,11 @@ def checkpoint_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:06d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def seal(folder: Path, step: int) -> None:
     """Declare a checkpoint finished: all its files are there and hashed."""
     files = {name: entry for name, entry in file_entries(folder).items() if name != CHECKPOINT}
@@ -58,7 +63,7 @@ def newest_good(root: Path) -> Path | None:
         CorruptArtifact: there are checkpoints, and all are damaged.
     """
     damage = None
-    for folder in sorted((note.parent for note in root.glob(f"step-*/{CHECKPOINT}")), reverse=True):
+    for folder in sorted((note.parent for note in root.glob(f"step-*/{CHECKPOINT}")), key=step_of, reverse=True):
         try:
             check(folder)
         except CorruptArtifact as error:
@@ -85,8 +90,3 @@ def agree_on_newest(root: Path) -> Path | None:
     if isinstance(choice[0], SupertinyError):
         raise choice[0]
     return choice[0]
-
-
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint's name tells."""
-    return int(folder.name.removeprefix("step-"))

@@ -22,8 +22,11 @@ class TrainConfig(StageConfig):
     """Threads that one worker computes with (torch's intra-op threads)."""
     batch: int = Field(32, ge=1)
     """Sequences a step, over all workers."""
-    micro_batch: int = Field(16, ge=1)
+    micro_batch: int = Field(8, ge=1)
     """Sequences a worker takes through the model at once."""
+    attention: Literal["eager", "sdpa"] = "eager"
+    """How attention is computed (transformers' `attn_implementation`): on a CPU eager trains 1.4 times as fast up to some hundred
+    tokens a row; above, sdpa needs less memory."""
     learning_rate: float = Field(1e-5, gt=0, le=1)
     """Peak learning rate of AdamW."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)

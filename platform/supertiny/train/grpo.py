@@ -59,7 +59,7 @@ def grpo_worker(plan: RlPlan) -> dict[str, float]:
     checkpoint = agree_on_newest(plan.checkpoints)
     metrics = StepMetrics(plan.output / "metrics.jsonl", config, checkpoint)
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=config.attention),
         reward_funcs=[VerifierReward(load_task(config.task), [row.prompt for row in rows], tokenizer)],
         args=trainer_settings(config, plan.checkpoints),
         train_dataset=Dataset.from_list([{"prompt": row.text, "prompt_id": row.prompt.id} for row in rows]),

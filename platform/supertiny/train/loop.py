@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from pathlib import Path
@@ -18,16 +17,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from supertiny.errors import NotFinite
 from supertiny.tracking import JsonlTracker
 from supertiny.train.batching import MicroBatch, Rows, batches, collate, share
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import DistillConfig
 from supertiny.train.losses import cross_entropy, forward_kl
-from supertiny.train.metrics import keep_until
+from supertiny.train.metrics import check_finite, keep_until
 from supertiny.train.ops import prepare_deepspeed
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
+from supertiny.train.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 STATE = "deepspeed"
@@ -60,16 +59,6 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
             _checkpoint(engine, checkpoint_folder(plan.checkpoints, step), step, metrics)
     _save_student(engine, plan.output)
     return metrics
-
-
-def learning_rate(step: int, num_steps: int, config: DistillConfig) -> float:
-    """The rate of a step (counted from 1): a straight rise, then a cosine down to the final share of the peak."""
-    warmup_steps = math.ceil(config.warmup_fraction * num_steps)
-    if step <= warmup_steps:
-        return config.learning_rate * step / warmup_steps
-    done = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    lowest = config.final_learning_rate_fraction
-    return config.learning_rate * (lowest + (1 - lowest) * (1 + math.cos(math.pi * done)) / 2)
 
 
 def micro_loss_sums(logits: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -111,7 +100,7 @@ class Progress:
 def _engine(config: DistillConfig, student: Path) -> Any:
     prepare_deepspeed()
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16, attn_implementation=config.attention)
     model.config.use_cache = False
     settings = {
         "train_batch_size": config.batch,
@@ -155,20 +144,6 @@ def _step(engine: Any, rows: PackedRows, batch: Rows, micro_batches: list[Rows],
     }
     check_finite(metrics, [rows.rollout_ids[row] for row in batch])
     return metrics
-
-
-def check_finite(metrics: dict[str, float], rollout_ids: list[str]) -> None:
-    """Raise where a step's loss or gradient is not a number.
-
-    Raises:
-        NotFinite: with the rollouts of the batch.
-    """
-    wrong = [name for name in ("cross_entropy", "forward_kl", "gradient_norm") if not math.isfinite(metrics[name])]
-    if wrong:
-        raise NotFinite(
-            f"{' and '.join(wrong)} not finite in a batch of the rollouts {', '.join(rollout_ids)}; "
-            "look at these rows, or lower learning_rate"
-        )
 
 
 def _checkpoint(engine: Any, folder: Path, step: int, metrics: dict[str, float]) -> None:

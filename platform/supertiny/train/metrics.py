@@ -1,9 +1,12 @@
-"""The metrics file of a training run."""
+"""A training run's metrics: the file of every step, and the check that they are numbers."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+
+from supertiny.errors import NotFinite
 
 
 def keep_until(path: Path, step: int) -> None:
@@ -17,3 +20,17 @@ def keep_until(path: Path, step: int) -> None:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Every step's metrics, in order."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_finite(metrics: dict[str, float], rollout_ids: list[str]) -> None:
+    """Raise where a step's loss or gradient is not a number.
+
+    Raises:
+        NotFinite: with the rollouts of the batch.
+    """
+    wrong = [name for name in ("cross_entropy", "forward_kl", "gradient_norm") if not math.isfinite(metrics[name])]
+    if wrong:
+        raise NotFinite(
+            f"{' and '.join(wrong)} not finite in a batch of the rollouts {', '.join(rollout_ids)}; "
+            "look at these rows, or lower learning_rate"
+        )

@@ -77,9 +77,7 @@ def render_prompts(rollouts: Sequence[Rollout], tokenizer: Any) -> list[RlPrompt
         ids = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
         text = tokenizer.decode(ids)
         if tokenizer(text)["input_ids"] != ids:
-            raise ConfigError(
-                f"prompt {rollout.prompt.id}: the tokenizer adds tokens of its own to the rendered prompt; turn that off in tokenizer_config.json"
-            )
+            raise ConfigError(f"prompt {rollout.prompt.id}: the tokenizer adds tokens of its own to a rendered prompt; turn that off")
         prompts[rollout.prompt.id] = RlPrompt(prompt=rollout.prompt, text=text)
     return list(prompts.values())
 

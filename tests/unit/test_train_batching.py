@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_rollouts import KEPT, assistant_tokenizer, gold_rollouts
+
+from supertiny.errors import CorruptArtifact
+from supertiny.llm.chat import prompt_token_ids
+from supertiny.records import Completion, Rollout
+from supertiny.train.batching import batches, collate, num_steps, share
+from supertiny.train.packing import PackedRows, pack, read_rows, write_rows
+
+LENGTHS = np.array([7, 3, 9, 4, 6, 5, 8, 3, 10, 4, 5])
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> object:
+    return assistant_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def rollouts(tokenizer: object) -> list[Rollout]:
+    return gold_rollouts(tokenizer, 12)
+
+
+@pytest.fixture(scope="module")
+def packed(rollouts: list[Rollout], tokenizer: object) -> PackedRows:
+    return pack(rollouts, tokenizer, 1024)
+
+
+def rows_by_step(num_workers: int, micro_batch: int, batch: int = 4) -> list[list[int]]:
+    """What all workers together see at each step."""
+    order = batches(LENGTHS, batch, seed=3, first_step=0, last_step=9)
+    shares = ([share(rows, worker, num_workers, micro_batch) for worker in range(num_workers)] for rows in order)
+    return [sorted(int(row) for own in step for micro in own for row in micro) for step in shares]
+
+
+def test_any_number_of_workers_sees_the_same_batches() -> None:
+    assert rows_by_step(1, 4) == rows_by_step(2, 2) == rows_by_step(4, 1) == rows_by_step(2, 1)
+
+
+def test_every_worker_gets_whole_micro_batches_of_its_own_rows() -> None:
+    rows = next(batches(LENGTHS, 8, seed=0, first_step=0, last_step=1))
+    shares = [share(rows, worker, 2, 2) for worker in range(2)]
+    assert [[len(micro) for micro in own] for own in shares] == [[2, 2], [2, 2]]
+    assert sorted(np.concatenate([np.concatenate(own) for own in shares])) == sorted(rows)
+
+
+def test_a_restart_goes_on_with_the_batches_that_are_left() -> None:
+    whole = list(batches(LENGTHS, 4, seed=1, first_step=0, last_step=12))
+    rest = list(batches(LENGTHS, 4, seed=1, first_step=5, last_step=12))
+    assert [list(rows) for rows in rest] == [list(rows) for rows in whole[5:]]
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_a_pass_shows_every_row_once_before_any_row_again(num_rows: int, batch: int, passes: int, seed: int) -> None:
+    steps = -(-num_rows * passes // batch)
+    seen = np.concatenate(list(batches(np.full(num_rows, 5), batch, seed, 0, steps)))
+    counts = np.bincount(seen, minlength=num_rows)
+    assert counts.min() >= passes
+    assert counts.max() - counts.min() <= 1 + batch // num_rows + 1
+
+
+def test_another_seed_gives_another_order() -> None:
+    first, second = (np.concatenate(list(batches(LENGTHS, 4, seed, 0, 5))).tolist() for seed in (0, 1))
+    assert first != second
+
+
+def test_a_batch_starts_with_its_short_rows() -> None:
+    for rows in batches(LENGTHS, 4, seed=0, first_step=0, last_step=6):
+        assert list(LENGTHS[rows]) == sorted(LENGTHS[rows])
+
+
+def test_epochs_become_steps() -> None:
+    assert num_steps(100, 32, 2.0) == 6
+    assert num_steps(3, 32, 1.0) == 1
+
+
+def test_packed_rows_are_the_prompt_as_served_and_the_completion(rollouts: list[Rollout], packed: PackedRows, tokenizer: object) -> None:
+    for row, rollout in enumerate(rollouts):
+        prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
+        tokens = packed.tokens_L[packed.row_starts_R[row] : packed.row_starts_R[row + 1]].tolist()
+        assert tokens == prompt + rollout.completion.token_ids
+        assert packed.prompt_lengths_R[row] == len(prompt)
+
+
+def test_rows_that_are_too_long_are_left_out(rollouts: list[Rollout], packed: PackedRows, tokenizer: object) -> None:
+    limit = int(np.median(packed.lengths))
+    kept = pack(rollouts, tokenizer, limit)
+    assert kept.rollout_ids == [name for name, length in zip(packed.rollout_ids, packed.lengths, strict=True) if length <= limit]
+
+
+def test_packed_rows_survive_the_disk(packed: PackedRows, tmp_path: Path) -> None:
+    write_rows(packed, tmp_path / "rows")
+    again = read_rows(tmp_path / "rows")
+    assert again.rollout_ids == packed.rollout_ids
+    assert np.array_equal(again.tokens_L, packed.tokens_L)
+    assert np.array_equal(again.top_k_logprobs_MK, packed.top_k_logprobs_MK)
+
+
+def test_a_micro_batch_predicts_each_completion_token_from_the_token_before_it(rollouts: list[Rollout], packed: PackedRows) -> None:
+    micro = collate(packed, np.array([1, 4]))
+    targets = [token for row in (1, 4) for token in rollouts[row].completion.token_ids]
+    flat = micro.tokens_BT.flatten()
+    assert micro.targets_N.tolist() == targets
+    assert flat[micro.predictors_N + 1].tolist() == targets
+    assert micro.mask_BT.sum(1).tolist() == packed.lengths[[1, 4]].tolist()
+
+
+def test_a_row_without_teacher_contributes_cross_entropy_alone(rollouts: list[Rollout], packed: PackedRows) -> None:
+    micro = collate(packed, np.array([0, 1]))  # row 0 has none
+    without = len(rollouts[0].completion.token_ids)
+    assert micro.with_teacher_M.tolist() == list(range(without, len(micro.targets_N)))
+    assert micro.teacher_ids_MK.shape == (len(rollouts[1].completion.token_ids), KEPT)
+    assert packed.teacher_tokens(np.array([0, 1])) == len(micro.with_teacher_M)
+    assert packed.completion_tokens(np.array([0, 1])) == len(micro.targets_N)
+
+
+def test_rollouts_without_token_ids_get_them_from_their_text(rollouts: list[Rollout], packed: PackedRows, tokenizer: object) -> None:
+    bare = [rollout.model_copy(update={"completion": Completion(text=rollout.completion.text)}) for rollout in rollouts]
+    assert np.array_equal(pack(bare, tokenizer, 1024).tokens_L, packed.tokens_L)
+
+
+def test_rollouts_of_another_tokenizer_are_refused_by_name(rollouts: list[Rollout], tokenizer: object) -> None:
+    completion = rollouts[3].completion
+    shifted = completion.model_copy(update={"token_ids": [token + 1 for token in completion.token_ids]})
+    damaged = rollouts[3].model_copy(update={"completion": shifted})
+    with pytest.raises(CorruptArtifact, match=f"rollout {damaged.rollout_id}: .* teacher and student must share one"):
+        pack([*rollouts[:3], damaged], tokenizer, 1024)
+
+
+def test_teacher_logprobs_for_another_number_of_tokens_are_refused(rollouts: list[Rollout], tokenizer: object) -> None:
+    top_k = rollouts[1].completion.top_k
+    assert top_k is not None
+    cut = top_k.model_copy(update={"ids": top_k.ids[:-1], "logprobs": top_k.logprobs[:-1]})
+    damaged = rollouts[1].model_copy(update={"completion": rollouts[1].completion.model_copy(update={"top_k": cut})})
+    with pytest.raises(CorruptArtifact, match=r"\d+ teacher logprobs for \d+ completion tokens"):
+        pack([damaged], tokenizer, 1024)
