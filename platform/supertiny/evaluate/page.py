@@ -195,11 +195,17 @@ def _role(report: Report, name: str) -> str:
 
 def _definitions(report: Report) -> list[tuple[str, str]]:
     price = report.price
-    n = report.stages[0].exact_match.n
+    asked = sorted({stage.exact_match.n for stage in report.stages})
+    same = f"{asked[0]:,} prompts of the held-out split, the same for every stage"
+    prompts = same if len(asked) == 1 else f"{asked[0]:,} to {asked[-1]:,} prompts of the held-out split, not as many for every stage"
     return [
-        ("Prompts", f"{n:,} prompts of the held-out split, the same for every stage; nothing was trained on them."),
+        ("Prompts", f"{prompts}; nothing was trained on them."),
         ("Exact match", "The task's verifier accepts the answer: the right calls, or none where none is right. Wilson's 95 % interval."),
         ("Call name, argument F1", "Right names of all called functions; F1 of the arguments of same-named calls, where a call is right."),
+        (
+            "Systems",
+            "A student is one greedy call. A teacher is its whole pipeline, less the scoring of its own answer, which only training needs.",
+        ),
         ("Tokens", "Generated tokens a prompt, over all model calls: a pipeline's calls add up."),
         ("Latency", "From the prompt to the whole answer, with nothing else in flight, engine warm, no network in between."),
         (
@@ -211,7 +217,7 @@ def _definitions(report: Report) -> list[tuple[str, str]]:
         (
             "Gate",
             "Both systems on the same prompts; Newcombe's interval of the paired difference (1998, method 10). It passes if the low end is "
-            "above the margin, fails if the high end is below it, and is inconclusive otherwise.",
+            "above minus the margin, fails if the high end is below that, and is inconclusive otherwise.",
         ),
     ]
 
