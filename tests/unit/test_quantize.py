@@ -1,4 +1,4 @@
-"""Both formats through the stage itself, then through vLLM: about 45 s, of which imports are 25."""
+"""Both formats through the stage itself, then through vLLM: about 30 s, of which imports are 20."""
 
 import asyncio
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_the_parameters_are_those_of_the_student(quantized: Artifact, run_root: 
 
 
 def test_the_distributions_hardly_move(quantized: Artifact):
-    limit = {"awq_w4a16": 0.1, "w8a8": 0.01}[quantized.manifest.metrics["format"]]
+    limit = {"awq_w4a16": 0.15, "w8a8": 0.002}[quantized.manifest.metrics["format"]]
     assert 0 < quantized.manifest.metrics["kl_nats"] < limit
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,28 @@ def recipe(config: QuantizeConfig) -> list[Modifier]:
 
 def write_quantized(source: Path, folder: Path, steps: list[Modifier], batches: Sequence[Batch]) -> None:
     """Write the model in `source` quantized by a recipe into `folder`, its weights packed."""
-    configure_logger(LoggerConfig(console_log_level="WARNING"))  # else several hundred lines a model
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    with _unpinned_without_accelerator():
+    with _quiet(), _unpinned_without_accelerator():
         oneshot(model=model, processor=str(source), dataset=_loader(batches), recipe=steps)
-    model.save_pretrained(folder, save_compressed=True)
+        model.save_pretrained(folder, save_compressed=True)
     copy_unchanged(source, folder)
 
 
 def _loader(batches: Sequence[Batch]) -> DataLoader[Any]:
     inputs: Any = [{"input_ids": torch.tensor(batch)} for batch in batches]
     return DataLoader(inputs, batch_size=None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep LLM Compressor's hundreds of progress lines and repeated warnings (no accelerator) for the debug log."""
+    configure_logger(LoggerConfig(console_log_level="ERROR", metrics_disabled=True))
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            yield
+    finally:
+        log.debug("LLM Compressor: %s", shown.getvalue())
 
 
 @contextmanager
