@@ -20,6 +20,7 @@ from supertiny.errors import ConfigError, NotFinite
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.tasks.base import Pretrainable, load_task
 from supertiny.tracking import JsonlTracker, Tracker
+from supertiny.train.induction import start_copying
 from supertiny.train.pretrain_config import ModelSize, PretrainConfig
 from supertiny.train.students import model_size
 from supertiny.train.tokenizer import make_tokenizer
@@ -65,7 +66,7 @@ def _new_tokenizer(config: PretrainConfig, task: Pretrainable) -> Any:
 
 
 def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:
-    """A Qwen2 model with random weights in float32."""
+    """A Qwen2 model in float32 with random weights, but for the heads that copy."""
     config = Qwen2Config(
         vocab_size=size.vocabulary_size,
         hidden_size=size.hidden_size,
@@ -78,8 +79,11 @@ def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="eager",  # 1.3 times as fast as sdpa for short rows on the CPU
     )
     model: Qwen2ForCausalLM = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
+    if size.num_layers > 1 and model.config.num_attention_heads > model.config.num_key_value_heads:
+        start_copying(model)
     model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # type: ignore[no-untyped-call]
     return model
 

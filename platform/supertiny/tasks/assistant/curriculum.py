@@ -19,15 +19,18 @@ BASE_PHRASINGS = 3
 
 
 def teacher_examples(seed: int) -> Iterator[Example]:
-    """Every request as a route, as filling, as a repair now and then, and in the student's format."""
+    """Requests as a route, as filling, as a repair now and then, or in the student's format; no request twice."""
     rng = random.Random(seed)
     for request in requests("train", seed):
         messages = request.prompt().messages
-        yield _direct(request)
-        yield route_messages(messages), request.call.name if request.call else NO_TOOL
-        if request.call:
+        step = rng.random()
+        if step < 0.2:
+            yield route_messages(messages), request.call.name if request.call else NO_TOOL
+        elif step < 0.6 or request.call is None:
+            yield _direct(request)
+        else:
             fill = fill_messages(messages, request.call.name)
-            yield _repair(fill, request.call, rng) if rng.random() < 0.1 else (fill, _arguments(request.call))
+            yield _repair(fill, request.call, rng) if step > 0.95 else (fill, _arguments(request.call))
 
 
 def base_examples(seed: int) -> Iterator[Example]:
