@@ -55,8 +55,9 @@ def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
         if not (Path(config.run_root) / config.gate.name / MANIFEST).exists():
             print("error: the job ended before its gate; its log is above", file=sys.stderr)
             return status or 1
+        served_at = time.monotonic()
         traffic = measure_served(config, cluster, promoted=status == 0)
-    show(write_run_report(config, traffic), Path(config.run_root))
+    show(write_run_report(config, traffic, time.monotonic() - served_at), Path(config.run_root))
     log.info("demo finished in %.0f s", time.monotonic() - started)
     return status
 

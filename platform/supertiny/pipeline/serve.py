@@ -42,7 +42,7 @@ def main() -> int:
 
 def serve(config: PipelineConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
-    from supertiny.serving.app import model_paths
+    from supertiny.serving.sources import model_paths
 
     model_paths(config.serve)  # a missing promotion shows before Ray starts
     signal.signal(signal.SIGTERM, signal.default_int_handler)
