@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tiny_model import write_manifest
+
 from supertiny.artifacts import MANIFEST, Manifest, file_entries, write_atomically
 from supertiny.llm.chat import completion_token_ids
 from supertiny.records import Completion, Prompt, Rollout, TopK, Verdict
@@ -24,6 +26,24 @@ def assistant_tokenizer() -> Any:
 
     examples = islice(AssistantTask().pretraining_examples("base", 0), 800)
     return make_tokenizer((text for messages, answer in examples for text in (messages[-1]["content"], answer)), 512)
+
+
+def make_student(folder: Path, name: str = "base") -> Path:
+    """A model artifact of 0.2M random parameters that speaks the embedded task's tokens."""
+    import torch
+
+    from supertiny.train.pretrain import new_model
+    from supertiny.train.pretrain_config import ModelSize
+
+    path = folder / name
+    path.mkdir(parents=True)
+    tokenizer = assistant_tokenizer()
+    torch.manual_seed(0)
+    size = ModelSize(vocabulary_size=512, hidden_size=128, feed_forward_size=256, num_layers=2, num_key_value_heads=1)
+    torch.nn.Module.to(new_model(size, tokenizer), torch.bfloat16).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    write_manifest(path)
+    return path
 
 
 def gold_rollouts(tokenizer: Any, num_prompts: int, group_size: int = 1) -> list[Rollout]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset
 from ray.train import Checkpoint, CheckpointUploadMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined] # they are loaded lazily
 
@@ -66,6 +66,7 @@ def grpo_worker(plan: RlPlan) -> dict[str, float]:
         processing_class=tokenizer,
         callbacks=[metrics, SealCheckpoints(plan.checkpoints)],
     )
+    trainer.remove_callback(PrinterCallback)  # the trainer's own lines, which say what ours do at length
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if dist.get_rank() == 0:
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -95,6 +96,7 @@ def trainer_settings(config: RlConfig, output: Path) -> GRPOConfig:
         bf16=True,
         use_cpu=True,
         gradient_checkpointing=False,
+        ddp_find_unused_parameters=False,
         save_strategy="steps",
         save_steps=config.checkpoint_every_steps,
         logging_steps=1,

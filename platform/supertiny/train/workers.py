@@ -70,6 +70,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     for leftover in checkpoints.iterdir():
         if leftover.is_file():
             leftover.unlink()  # Ray Train's notes of a killed run, which may be cut short; `work` looks at the checkpoints itself
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means the same in a worker as here
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
         train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker},

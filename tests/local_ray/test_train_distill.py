@@ -1,0 +1,187 @@
+"""Distillation with real workers: what it publishes, and that a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
+
+from supertiny.artifacts import open_artifact
+from supertiny.errors import ConfigError, CorruptArtifact, MissingInput, NotFinite, PlanTooBig
+from supertiny.train.checkpoints import CHECKPOINT, step_of
+from supertiny.train.config import DistillConfig
+from supertiny.train.distill import distill
+from supertiny.train.metrics import read_metrics
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+NUM_ROWS = 64
+SETTINGS: dict[str, Any] = {
+    "student": "base",
+    "epochs": 6.0,
+    "batch": 16,
+    "micro_batch": 4,
+    "learning_rate": 3e-3,
+    "checkpoint_every_steps": 4,
+    "log_every_steps": 4,
+    "stall_seconds": 60,
+}
+NUM_STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run root with a student and rollouts."""
+    root = tmp_path_factory.mktemp("inputs")
+    make_student(root)
+    publish_rollouts(root, gold_rollouts(assistant_tokenizer(), NUM_ROWS))
+    return root
+
+
+def config_in(root: Path, inputs: Path, **values: Any) -> DistillConfig:
+    """The same distillation in another run root."""
+    for name in ("base", "rollouts"):
+        if not (root / name).exists():
+            shutil.copytree(inputs / name, root / name)
+    return DistillConfig(run_root=str(root), **{**SETTINGS, **values})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of a run that nothing happened to."""
+    return distill(config_in(tmp_path_factory.mktemp("undisturbed"), inputs)).path
+
+
+def steps_and_losses(folder: Path) -> list[tuple[float, float]]:
+    """What makes two runs the same run."""
+    return [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_a_student_learns_the_rollouts_and_is_published_as_a_plain_model_folder(undisturbed: Path, inputs: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    artifact = open_artifact(str(undisturbed), "", "model")
+    metrics = artifact.manifest.metrics
+    assert metrics["loss_last"] < metrics["loss_first"] / 2
+    assert (metrics["rows"], metrics["rows_too_long"], metrics["steps"]) == (NUM_ROWS, 0, NUM_STEPS)
+    assert set(artifact.manifest.parents) == {"student", "rollouts"}
+    assert (undisturbed / "tokenizer.json").read_bytes() == (inputs / "base" / "tokenizer.json").read_bytes()
+    assert not list(undisturbed.glob(".*"))
+    model = AutoModelForCausalLM.from_pretrained(undisturbed)
+    assert str(model.dtype) == "torch.bfloat16"
+    assert sum(weights.numel() for weights in model.parameters()) == metrics["parameters"]
+    assert [step for step, _ in steps_and_losses(undisturbed)] == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_finished_distillation_is_not_done_again(undisturbed: Path, inputs: Path) -> None:
+    started = time.monotonic()
+    assert distill(config_in(undisturbed.parent, inputs)).path == undisturbed
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_from_the_last_checkpoint(undisturbed: Path, inputs: Path, checkout: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, inputs)
+    toml = tmp_path / "distill.toml"
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items()))
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen(
+        [sys.executable, "jobs/distill.py", "--config", str(toml), "--set", f"run_root={tmp_path}"], cwd=checkout, env=environment
+    )
+    wait_for(lambda: finished_checkpoints(tmp_path)[1:], driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not training_workers())
+    (partial,) = tmp_path.glob(".distill.*.partial")
+    step = max(finished_checkpoints(tmp_path))
+    before = (partial / "metrics.jsonl").read_text().splitlines()[:step]
+
+    everything_damaged(partial, tmp_path / "damaged")
+    with pytest.raises(CorruptArtifact, match="every checkpoint is damaged"):
+        distill(config_in(tmp_path / "damaged", inputs))
+
+    artifact = distill(config)
+    assert steps_and_losses(artifact.path) == steps_and_losses(undisturbed)  # no batch left out, none seen twice
+    assert (artifact.path / "metrics.jsonl").read_text().splitlines()[:step] == before  # seconds and all: nothing was redone
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_all_go_on_from_the_last_checkpoint(undisturbed: Path, inputs: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, inputs, zero_stage=2)
+    outcome: list[Any] = []
+    run = threading.Thread(target=lambda: outcome.append(distill(config)), daemon=True)
+    run.start()
+    wait_for(lambda: finished_checkpoints(tmp_path))
+    training_workers()[-1].kill()
+    run.join(timeout=120)
+    assert [step for step, _ in steps_and_losses(outcome[0].path)] == list(range(1, NUM_STEPS + 1))
+    losses = zip(steps_and_losses(outcome[0].path), steps_and_losses(undisturbed), strict=True)
+    assert all(one[1] == pytest.approx(other[1], rel=0.05) for one, other in losses)  # ZeRO 2 rounds in another order
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run_at_once_and_names_its_rollouts(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFinite, match=r"not finite in a batch of the rollouts \S+/0"):
+        distill(config_in(tmp_path, inputs, learning_rate=1.0, gradient_clip=1e30, forward_kl_weight=1e38))
+
+
+def test_more_workers_than_the_cluster_has_cpus_are_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanTooBig, match="64 training workers need 64 logical CPUs, the cluster has 8"):
+        distill(config_in(tmp_path, inputs, num_workers=64, batch=256))
+
+
+def test_what_is_missing_damaged_or_too_long_is_said_before_anything_starts(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="nowhere"):
+        distill(config_in(tmp_path, inputs, student="nowhere"))
+    with pytest.raises(ConfigError, match=r"none of the 64 rollouts .* has at most 5 tokens"):
+        distill(config_in(tmp_path, inputs, max_tokens=5))
+    table = tmp_path / "rollouts" / "rollouts.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(CorruptArtifact, match=r"rollouts.parquet: \d+ bytes, the manifest says"):
+        distill(config_in(tmp_path, inputs))
+
+
+def finished_checkpoints(root: Path) -> list[int]:
+    """The steps that can be gone on from."""
+    return sorted(step_of(note.parent) for note in root.glob(f".distill.*.partial/.train/workers/step-*/{CHECKPOINT}"))
+
+
+def everything_damaged(partial: Path, root: Path) -> None:
+    """A copy of an unfinished run, one bit flipped in every checkpoint."""
+    shutil.copytree(partial, root / partial.name)
+    for state in root.glob("*/.train/workers/step-*/deepspeed/*model_states.pt"):
+        content = bytearray(state.read_bytes())
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+
+
+def training_workers() -> list[psutil.Process]:
+    """The processes of all training workers below this one: Ray was started here."""
+    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in name_of(process)]
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def wait_for(condition: Callable[[], Any], driver: subprocess.Popen[bytes] | None = None, limit_seconds: float = 90) -> None:
+    deadline = time.monotonic() + limit_seconds
+    while not condition():
+        assert driver is None or driver.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
