@@ -71,6 +71,11 @@ class VllmLlm:
         self._thread.start()
         self._tokenizer = built.result()
 
+    @property
+    def waiting(self) -> int:
+        """Requests not answered yet."""
+        return len(self._waiting) + self._inbox.qsize()
+
     async def complete(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
     ) -> list[Completion]:

@@ -104,10 +104,9 @@ def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str]) ->
     for path in finished_files(folder / ".blocks", folder / ".done"):
         for row in from_table(read_table(path), str(path)):
             made.setdefault(row.rollout_id, row)  # twice where a killed driver's last block was finished after we had started
-    check_complete(list(made.values()), expected_ids)
-    rollouts = filter_groups(
-        [made[name] for name in expected_ids], min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates
-    )
+    groups = [made[name] for name in expected_ids if name in made]
+    rollouts = filter_groups(groups, min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates)
+    check_complete(rollouts, expected_ids)
     ledger = publish(folder, rollouts)
     log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(rollouts), ledger["accepted"], ledger["rejected_by_reason"])
     return ledger
@@ -126,6 +125,7 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequ
     check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else ours is lost on the way from the actor
     context.checkpoint_config = CheckpointConfig(
         id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
     )

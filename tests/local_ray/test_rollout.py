@@ -1,0 +1,150 @@
+"""The rollout stage with a real engine on real Ray, killed in the middle and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_model import make_tiny_model
+
+from supertiny.artifacts import open_artifact
+from supertiny.config import TaskConfig, validate
+from supertiny.errors import CorruptArtifact, MissingInput, NoProgress, PlanTooBig
+from supertiny.rollout.blocks import finished_ids
+from supertiny.rollout.config import RolloutConfig
+from supertiny.rollout_table import read_rejected, read_rollouts
+
+PROMPTS, GROUP, BLOCK = 30, 2, 6
+CONFIG = f"""
+run_root = "{{root}}"
+teacher = "tiny"
+group_size = {GROUP}
+
+[task]
+path = "tiny_task:TinyTask"
+options = {{{{ num_prompts = {PROMPTS}, asked = "{{root}}/asked", seconds = 0.5 }}}}
+
+[engine]
+max_model_len = 128
+max_num_seqs = 8
+kv_cache_gib = 0.1
+num_threads = 1
+
+[layout]
+block_rows = {BLOCK}
+blocks_in_flight = 1
+no_progress_seconds = 120
+log_every_seconds = 1
+"""
+
+
+def start_job(checkout: Path, config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """`jobs/rollout.py` with a Ray of its own, of as many logical CPUs as the machine has cores."""
+    path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
+    command = [sys.executable, str(checkout / "jobs" / "rollout.py"), "--config", str(config)]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": "local"}, stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def wait_for_blocks(job: subprocess.Popen[bytes], root: Path, num_rows: int) -> set[str]:
+    """Ids in finished blocks once there are `num_rows` of them."""
+    for _ in range(1200):
+        done = next(root.glob(".rollouts.*.partial/.done"), None)
+        ids = finished_ids(done) if done else set()
+        if len(ids) >= num_rows:
+            return ids
+        assert job.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.1)
+    raise AssertionError("no blocks within two minutes")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_rollout_killed_in_the_middle_goes_on_where_it_was_and_every_row_is_there_once(tmp_path: Path, checkout: Path) -> None:
+    make_tiny_model(tmp_path)
+    config, log = tmp_path / "rollout.toml", tmp_path / "log"
+    config.write_text(CONFIG.format(root=tmp_path))
+
+    job = start_job(checkout, config, log)
+    before = wait_for_blocks(job, tmp_path, 2 * BLOCK)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait(10)
+    before |= finished_ids(next(tmp_path.glob(".rollouts.*.partial/.done")))
+    assert 0 < len(before) < PROMPTS * GROUP
+
+    assert start_job(checkout, config, log).wait(200) == 0, log.read_text()[-3000:]
+
+    folder = open_artifact("rollouts", str(tmp_path), "rollouts").path
+    accepted, rejected = read_rollouts(folder), read_rejected(folder)
+    expected = [f"p{at:03d}/{index}" for at in range(PROMPTS) for index in range(GROUP)]
+    assert sorted(row.rollout_id for row in accepted + rejected) == expected
+    assert [row.rollout_id for row in accepted] == sorted(row.rollout_id for row in accepted)
+
+    asked = Counter((tmp_path / "asked").read_text().split())
+    whole = [f"p{at:03d}" for at in range(PROMPTS) if {f"p{at:03d}/{index}" for index in range(GROUP)} <= before]
+    assert whole
+    assert {prompt: asked[prompt] for prompt in whole} == dict.fromkeys(whole, GROUP)  # nothing finished was redone
+    assert len(asked) == PROMPTS
+    assert f"{PROMPTS * GROUP - len(before)} rollouts to make, {len(before)} made before" in log.read_text()
+
+    reasons = {row.rollout_id: row.verdict.reason for row in rejected}
+    assert reasons == {f"p0{tens}7/{index}": "unlucky" for tens in range(3) for index in range(GROUP)}
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert (ledger["rollouts"], ledger["accepted"], ledger["rejected"]) == (PROMPTS * GROUP, len(accepted), len(rejected))
+
+    first = accepted[0]
+    assert first.completion.top_k is not None
+    assert [len(ids) for ids in first.completion.top_k.ids] == [5] * len(first.completion.token_ids)
+    assert first.prompt.reference is not None
+    assert [call.arguments for call in first.prompt.reference] == [{"number": 0}]
+    assert sorted(path.name for path in folder.iterdir()) == ["ledger.json", "manifest.json", "rejected.parquet", "rollouts.parquet"]
+
+
+def endpoint_config(root: Path, **settings: object) -> RolloutConfig:
+    """A rollout whose model is an endpoint that nobody serves."""
+    task = TaskConfig(options={"train_prompts": 2})
+    endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "max_retries": 0}
+    values = {"run_root": str(root), "task": task, "endpoint": endpoint, "layout": {"log_every_seconds": 0.2, **settings}}
+    return validate(RolloutConfig, values, "test")
+
+
+@pytest.mark.ray
+def test_a_model_that_is_gone_ends_the_job_and_rejects_nothing(tmp_path: Path, local_ray: None) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    with pytest.raises(NoProgress, match="ConnectError"):
+        rollout(endpoint_config(tmp_path))
+    assert not list(tmp_path.glob("**/rejected.parquet"))
+
+
+@pytest.mark.ray
+def test_more_engines_than_the_cluster_holds_are_refused_at_once_with_needs_and_haves(tmp_path: Path, local_ray: None) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    with pytest.raises(PlanTooBig, match=r"rollout needs 101 CPUs \(100 engines\), the cluster has 8"):
+        rollout(endpoint_config(tmp_path, num_engines=100))
+
+
+def test_a_teacher_that_is_not_there_is_missed_before_ray_starts(tmp_path: Path) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    with pytest.raises(MissingInput, match="nothing at"):
+        rollout(RolloutConfig(run_root=str(tmp_path), teacher="tiny"))
+
+
+def test_a_teacher_whose_weights_were_cut_short_is_found_before_ray_starts(tmp_path: Path) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    weights = make_tiny_model(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CorruptArtifact, match=r"model\.safetensors: .* bytes, the manifest says"):
+        rollout(RolloutConfig(run_root=str(tmp_path), teacher="tiny"))

@@ -1,0 +1,195 @@
+"""vLLM behind the `Llm` seam, against transformers on the same weights. Needs no Ray; the engine takes a while to import."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import make_tiny_model
+
+from supertiny.errors import MissingInput, NoProgress, PromptRefused
+from supertiny.llm.base import Sampling
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.llm.config import EngineConfig
+from supertiny.llm.vllm import VllmLlm
+
+pytestmark = pytest.mark.slow
+EXACT = EngineConfig(dtype="float32", max_model_len=128, max_num_seqs=32, kv_cache_gib=0.1, num_threads=1)
+SAY = [{"role": "user", "content": "turn on the light in the hall"}]
+HOT = Sampling(temperature=1.5, max_tokens=12, seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """vLLM sets variables that other tests' processes must not inherit."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def llm(model: Path) -> Iterator[VllmLlm]:
+    llm = VllmLlm(model, EXACT)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def reference_top(model: Path, prompt_ids: list[int], completion_ids: list[int], k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """The k likeliest tokens at each position of the completion, and their logprobs, by transformers in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        logits = network(torch.tensor([prompt_ids + completion_ids])).logits[0]
+    first = len(prompt_ids) - 1
+    top = torch.log_softmax(logits[first : first + len(completion_ids)], dim=-1).topk(k)
+    return top.indices.tolist(), top.values.tolist()
+
+
+def flat(rows: list[list[float]]) -> list[float]:
+    return [value for row in rows for value in row]
+
+
+def test_a_score_is_the_models_own_distribution_over_every_token_of_the_answer(llm: VllmLlm, model: Path, tokenizer: Any) -> None:
+    text = 'set the volume to 7, "please"'
+    scored = asyncio.run(llm.score(SAY, text, logprobs=7))
+    expected_ids = completion_token_ids(tokenizer, text)
+    assert scored.token_ids == expected_ids
+    assert scored.token_ids[-1] == tokenizer.eos_token_id
+    ids, logprobs = reference_top(model, prompt_token_ids(tokenizer, SAY, []), expected_ids, 7)
+    assert scored.top_k is not None
+    assert scored.top_k.ids == ids
+    assert flat(scored.top_k.logprobs) == pytest.approx(flat(logprobs), abs=2e-3)
+
+
+def test_a_completions_logprobs_are_at_temperature_1_whatever_it_was_sampled_at(llm: VllmLlm, model: Path, tokenizer: Any) -> None:
+    sampled = asyncio.run(llm.complete(SAY, sampling=HOT, logprobs=4))[0]
+    ids, logprobs = reference_top(model, prompt_token_ids(tokenizer, SAY, []), sampled.token_ids, 4)
+    assert sampled.top_k is not None
+    assert sampled.top_k.ids == ids
+    assert flat(sampled.top_k.logprobs) == pytest.approx(flat(logprobs), abs=2e-3)
+
+
+def test_a_greedy_completion_takes_the_likeliest_token_at_every_position(llm: VllmLlm, model: Path, tokenizer: Any) -> None:
+    greedy = asyncio.run(llm.complete(SAY, sampling=Sampling(max_tokens=8)))[0]
+    prompt_ids = prompt_token_ids(tokenizer, SAY, [])
+    likeliest, _ = reference_top(model, prompt_ids, greedy.token_ids, 1)
+    assert [[token] for token in greedy.token_ids] == likeliest
+    assert (greedy.text, greedy.finish_reason) == (tokenizer.decode(greedy.token_ids), "length")
+    assert (greedy.usage.calls, greedy.usage.prompt_tokens, greedy.usage.completion_tokens) == (1, len(prompt_ids), 8)
+
+
+def test_an_answer_that_ended_by_itself_keeps_its_end_token_among_the_ids_and_not_in_the_text(llm: VllmLlm, tokenizer: Any) -> None:
+    many = asyncio.run(llm.complete(SAY, n=64, sampling=Sampling(temperature=100.0, max_tokens=64, seed=0)))
+    ended = [completion for completion in many if completion.finish_reason == "stop"]
+    assert ended, "at this temperature one in 384 tokens ends an answer"
+    assert all(completion.token_ids[-1] == tokenizer.eos_token_id for completion in ended)
+    assert all(completion.text == tokenizer.decode(completion.token_ids[:-1]) for completion in ended)
+
+
+def test_a_stop_string_cuts_the_text(llm: VllmLlm) -> None:
+    whole = asyncio.run(llm.complete(SAY, sampling=HOT))[0].text
+    stop = whole[len(whole) // 2 :][:2]
+    cut = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (stop,)})))[0]
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole[: whole.index(stop)]
+
+
+def test_hundreds_of_requests_in_flight_are_each_answered_with_their_own_answer(llm: VllmLlm) -> None:
+    async def go() -> list[str]:
+        return [scored.text for scored in await asyncio.gather(*(llm.score(SAY, f"set {at}") for at in range(300)))]
+
+    assert asyncio.run(go()) == [f"set {at}" for at in range(300)]
+
+
+def test_a_prompt_that_is_too_long_is_refused_and_the_next_one_answered(llm: VllmLlm) -> None:
+    with pytest.raises(PromptRefused, match="max_model_len 128"):
+        asyncio.run(llm.complete([{"role": "user", "content": "light " * 200}]))
+    assert asyncio.run(llm.complete(SAY, sampling=Sampling(max_tokens=2)))[0].usage.completion_tokens == 2
+
+
+def test_a_request_that_nobody_waits_for_any_more_leaves_the_engine(llm: VllmLlm) -> None:
+    async def go() -> int:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(llm.complete(SAY, sampling=Sampling(temperature=1.0, max_tokens=90)), 0.01)
+        return (await llm.complete(SAY, sampling=Sampling(max_tokens=1)))[0].usage.completion_tokens
+
+    assert asyncio.run(go()) == 1
+    assert llm.waiting == 0
+
+
+def test_models_built_in_turn_free_their_memory(model: Path, llm: VllmLlm) -> None:
+    import psutil
+
+    llm.close()  # the module's: it has done its work, and closing twice is harmless
+    resident = []
+    for _ in range(4):
+        one = VllmLlm(model, EXACT)
+        asyncio.run(one.complete(SAY))
+        one.close()
+        resident.append(psutil.Process().memory_info().rss / 2**20)
+    assert resident[-1] - resident[0] < 50  # MiB; one engine's keys and values alone take 100
+
+
+def test_a_closed_model_answers_no_more(model: Path) -> None:
+    one = VllmLlm(model, EXACT)
+    one.close()
+    with pytest.raises(NoProgress, match="closed"):
+        asyncio.run(one.complete(SAY))
+
+
+def test_an_engine_that_finishes_nothing_in_time_is_given_up(model: Path) -> None:
+    one = VllmLlm(model, EXACT.model_copy(update={"no_progress_seconds": 0.001}))
+    try:
+        with pytest.raises(NoProgress, match="none finished"):
+            asyncio.run(one.complete(SAY, sampling=Sampling(max_tokens=64)))
+        assert isinstance(one.failure, NoProgress)
+    finally:
+        one.close()
+
+
+def test_a_stepping_thread_that_dies_fails_what_waits_with_its_error(model: Path) -> None:
+    one = VllmLlm(model, EXACT)
+
+    async def go() -> list[Any]:
+        requests = [asyncio.ensure_future(one.complete(SAY, sampling=Sampling(max_tokens=64))) for _ in range(3)]
+        await asyncio.sleep(0)
+        one._inbox.put("no request")  # type: ignore[arg-type]
+        return await asyncio.gather(*requests, return_exceptions=True)
+
+    assert [type(result) for result in asyncio.run(go())] == [AttributeError] * 3
+    assert isinstance(one.failure, AttributeError)
+
+
+def test_a_model_that_is_not_there_is_missed_before_vllm_is_imported(tmp_path: Path, checkout: Path) -> None:
+    with pytest.raises(MissingInput, match=r"no config\.json"):
+        VllmLlm(tmp_path)
+    code = f"""
+import sys
+from supertiny.llm.vllm import VllmLlm
+try:
+    VllmLlm({str(tmp_path)!r})
+except FileNotFoundError:
+    sys.exit("vllm" in sys.modules or "torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(checkout / "platform")}).returncode == 0
