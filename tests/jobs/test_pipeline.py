@@ -1,0 +1,127 @@
+"""The whole chain as a user runs it: killed in the middle of rollout and of distillation, and run again to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from supertiny.artifacts import open_artifact, read_alias
+from supertiny.pipeline.run import MODELS
+from supertiny.rollout_table import read_rejected, read_rollouts
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+SMALL = {
+    "rollout.limit": 160,
+    "rollout.layout.block_rows": 16,
+    "rollout.layout.blocks_in_flight": 2,
+    "distill.epochs": 3,
+    "distill.batch": 16,
+    "distill.micro_batch": 8,
+    "distill.checkpoint_every_steps": 5,
+    "rl.steps": 2,
+    "heal.epochs": 1,
+    "awq.num_rows": 16,
+    "w8a8.num_rows": 16,
+    "evaluate.num_prompts": 120,
+    "evaluate.latency_prompts": 8,
+    "gate.min_prompts": 100,
+    "gate.margin": 0.9,  # the chain is under test here, not how good so short a training is
+}
+
+
+class Driver:
+    """`jobs/pipeline.py` as a process of its own, on the session's Ray."""
+
+    def __init__(self, checkout: Path, run_root: Path, log: Path, *overrides: str) -> None:
+        settings = [f"run_root={run_root}", *(f"{key}={value}" for key, value in SMALL.items()), *overrides]
+        command = [sys.executable, "jobs/pipeline.py", *(part for setting in settings for part in ("--set", setting))]
+        environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        self._log = log
+        with log.open("w") as output:
+            self._process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+    def kill_when(self, condition: Callable[[], Any], limit_seconds: float = 150) -> str:
+        """SIGKILL as soon as `condition` holds; returns the log."""
+        deadline = time.monotonic() + limit_seconds
+        while not condition():
+            assert self._process.poll() is None, f"ended by itself:\n{self._log.read_text()[-3000:]}"
+            assert time.monotonic() < deadline, f"waited in vain:\n{self._log.read_text()[-3000:]}"
+            time.sleep(0.05)
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+        return self._log.read_text()
+
+    def finish(self, limit_seconds: float = 400) -> tuple[int, str]:
+        """Exit status and log."""
+        status = self._process.wait(limit_seconds)
+        return status, self._log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happened(checkout: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    first = Driver(checkout, root, tmp_path / "1.log")
+    first.kill_when(lambda: len(list(root.glob(".rollouts.*.partial/.done/*.parquet"))) >= 3)
+    assert not (root / "rollouts").exists()
+
+    second = Driver(checkout, root, tmp_path / "2.log")
+    log = second.kill_when(lambda: list(root.glob(".distill.*.partial/.train/workers/step-*/checkpoint.json")))
+    made_before = int(re.findall(r"(\d+) made before", log)[0])
+    assert 3 * 16 <= made_before < 320
+    rollouts_before = file_times(root / "rollouts")
+
+    status, log = Driver(checkout, root, tmp_path / "3.log").finish()
+    assert status == 0, log[-3000:]
+    assert file_times(root / "rollouts") == rollouts_before
+    assert "rollouts: already made" in log
+    steps = [json.loads(line)["step"] for line in (root / "distill" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert re.search(r"distill: .*(from|step) ", log)
+
+    folder = open_artifact("rollouts", str(root), "rollouts").path
+    ids = [rollout.rollout_id for rollout in [*read_rollouts(folder), *read_rejected(folder)]]
+    assert len(ids) == len(set(ids)) == 320
+
+    report = json.loads((root / "report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == list(MODELS)
+    assert report["gate"]["candidate"] in ("awq", "w8a8")
+    assert report["gate"]["verdict"] == "pass"
+    assert read_alias("student@production", str(root)).path.name == report["gate"]["candidate"]
+    sizes = {stage["name"]: stage for stage in report["stages"]}
+    candidate = sizes[report["gate"]["candidate"]]
+    assert candidate["parameters"] <= 0.85 * sizes["rl"]["parameters"]
+    assert candidate["bytes"] <= 0.6 * sizes["rl"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher=/nowhere/teacher", "nothing at /nowhere/teacher"),
+        ("base=nothing", "nothing at"),
+        ("distill.num_workers=64", "64 training workers need 64 logical CPUs, the cluster has 8"),
+        ("rollout.layout.num_engines=16", "rollout needs 17 CPUs"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_heavy_starts(checkout: Path, tmp_path: Path, override: str, message: str) -> None:
+    extra = ["distill.batch=512"] if "num_workers" in override else []
+    status, log = Driver(checkout, tmp_path / "run", tmp_path / "log", override, *extra).finish(120)
+    assert status == 1
+    assert message in log
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def file_times(folder: Path) -> dict[str, int]:
+    """When each file of a folder was last written, ns."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.iterdir())}
