@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from supertiny.errors import CorruptArtifact
 from supertiny.records import Call, Completion, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.filters import filter_groups, majority
-from supertiny.rollout.ledger import check_complete, count, publish
+from supertiny.rollout.ledger import check_complete, publish
 from supertiny.rollout_table import read_rejected, read_rollouts
 from supertiny.tasks.calls import render
 
@@ -104,8 +104,9 @@ def test_no_rollout_is_lost_doubled_moved_or_accepted_again(
 
 def test_the_ledger_adds_up_and_the_tables_hold_what_it_says(tmp_path: Path) -> None:
     rollouts = group([ON, None, ON], reference=ON) + group([[], None], prompt_id="q", reference=[], slice_name="out_of_scope")
-    ledger = publish(tmp_path, rollouts)
-    assert ledger == json.loads((tmp_path / "ledger.json").read_text()) == count(rollouts)
+    ledger = publish(tmp_path, rollouts, {"seconds": 1.5})
+    assert ledger == json.loads((tmp_path / "ledger.json").read_text())
+    assert ledger["last_attempt"] == {"seconds": 1.5}
     assert (ledger["prompts"], ledger["rollouts"], ledger["accepted"], ledger["rejected"]) == (2, 5, 3, 2)
     assert ledger["rejected_by_reason"] == {"schema": 2}
     assert ledger["accepted_by_slice"] == {"in_scope": 2, "out_of_scope": 1}

@@ -252,6 +252,7 @@ def _top_k(flat: Any, positions: range, k: int) -> TopK:
 def _build(path: Path, config: EngineConfig) -> Any:
     """An `LLMEngine` whose core runs in this process. Called in the thread that will step it: OpenMP's settings are a thread's."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     import torch
     from torch._C import set_num_threads  # vLLM replaces torch.set_num_threads by a warning
 
@@ -280,6 +281,7 @@ def _build(path: Path, config: EngineConfig) -> Any:
             enforce_eager=config.enforce_eager,
             max_logprobs=-1,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
     )
     log.info("%s: engine ready in %.1f s", path.name, time.monotonic() - started)

@@ -33,13 +33,17 @@ def check_complete(rollouts: Sequence[Rollout], expected_ids: Sequence[str]) -> 
         raise CorruptArtifact(f"{len(rollouts)} rollouts for {len(expected_ids)} asked for: {'; '.join(problems)}")
 
 
-def publish(folder: Path, rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Write both tables, then the ledger, and return the ledger."""
+def publish(folder: Path, rollouts: Sequence[Rollout], last_attempt: dict[str, float]) -> dict[str, Any]:
+    """Write both tables, then the ledger, and return the ledger.
+
+    Args:
+        last_attempt: how fast the rollouts were made that no earlier attempt had made.
+    """
     accepted = [rollout for rollout in rollouts if rollout.verdict.accepted]
     rejected = [rollout for rollout in rollouts if not rollout.verdict.accepted]
     write_rollouts(folder / ACCEPTED, accepted)
     write_rollouts(folder / REJECTED, rejected)
-    ledger = count(rollouts)
+    ledger = count(rollouts) | {"last_attempt": last_attempt}
     write_atomically(folder / LEDGER, json.dumps(ledger, indent=2))
     return ledger
 

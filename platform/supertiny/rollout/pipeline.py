@@ -83,8 +83,8 @@ def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, 
     else:
         prompts = _prompts(config)
         rows = [(f"{prompt.id}/{index}", index, prompt) for prompt in prompts for index in range(config.group_size)]
-        _generate(config, open_llm, folder, rows)
-        metrics = _finish(config, folder, [row[0] for row in rows])
+        speed = _generate(config, open_llm, folder, rows)
+        metrics = _finish(config, folder, [row[0] for row in rows], speed)
     for name in WORKING_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     return metrics
@@ -99,7 +99,7 @@ def _prompts(config: RolloutConfig) -> list[Prompt]:
     return prompts
 
 
-def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str]) -> dict[str, Any]:
+def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], speed: dict[str, float]) -> dict[str, Any]:
     made: dict[str, Rollout] = {}
     for path in finished_files(folder / ".blocks", folder / ".done"):
         for row in from_table(read_table(path), str(path)):
@@ -107,21 +107,21 @@ def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str]) ->
     groups = [made[name] for name in expected_ids if name in made]
     rollouts = filter_groups(groups, min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates)
     check_complete(rollouts, expected_ids)
-    ledger = publish(folder, rollouts)
+    ledger = publish(folder, rollouts, speed)
     log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(rollouts), ledger["accepted"], ledger["rejected_by_reason"])
     return ledger
 
 
-def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> None:
-    """Make every rollout that no finished block holds yet."""
+def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> dict[str, float]:
+    """Make every rollout that no finished block holds yet, and say how fast that was, the engine's start included."""
     blocks, done = folder / ".blocks", folder / ".done"
     finished = finished_ids(done)
     left = [row for row in rows if row[0] not in finished]
     log.info("%s: %s rollouts to make, %s made before", config.name, len(left), len(finished))
     if not left:
-        return
+        return {}
     if not ray.is_initialized():
-        ray.init()
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
     check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -133,9 +133,11 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequ
         dataset = _dataset(config, open_llm, _write_rows(left, folder / ".rows"))
     written: Future[None] = Future()
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
-    watch(written, blocks, done, len(left), config.layout.log_every_seconds, config.layout.no_progress_seconds)
+    tally = watch(written, blocks, done, len(left), config.layout.log_every_seconds, config.layout.no_progress_seconds)
     if finished_ids(done) != {row[0] for row in rows}:
         raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
+    seconds = tally.seconds
+    return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
 
 
 def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:

@@ -26,6 +26,12 @@ class Tally:
     rollouts: int = 0
     accepted: int = 0
     tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since the count began, the engine's start included."""
+        return time.monotonic() - self.started
 
     def update(self) -> int:
         """Count the blocks finished since the last call, and return how many they are."""
@@ -40,8 +46,8 @@ class Tally:
         return len(new)
 
 
-def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every_seconds: float, no_progress_seconds: float) -> None:
-    """Wait until all blocks are written, with a line in the log now and then; what the writer raised, this raises.
+def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every_seconds: float, no_progress_seconds: float) -> Tally:
+    """What was written, once all of it is, with a line in the log now and then; what the writer raised, this raises.
 
     Args:
         total: rollouts that are to be written.
@@ -52,7 +58,7 @@ def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every
     tally = Tally(blocks, done)
     tally.update()
     tally = Tally(blocks, done, seen=tally.seen)
-    started = moved = time.monotonic()
+    moved = tally.started
     while not wait([written], timeout=log_every_seconds).done:
         if tally.update():
             moved = time.monotonic()
@@ -61,11 +67,14 @@ def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every
                 f"no block of rollouts finished for {no_progress_seconds:g} s, {tally.rollouts} of {total} rollouts made; "
                 "are the cluster's CPUs taken by something else? Run it again to go on from here"
             )
-        _report(tally, total, time.monotonic() - started)
+        _report(tally, total)
     written.result()
+    tally.update()
+    return tally
 
 
-def _report(tally: Tally, total: int, seconds: float) -> None:
+def _report(tally: Tally, total: int) -> None:
+    seconds = tally.seconds
     if not tally.rollouts:
         log.info("0/%s rollouts after %.0f s: the engine is starting", total, seconds)
         return
