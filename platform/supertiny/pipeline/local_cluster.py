@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -20,6 +21,15 @@ from urllib.request import urlopen
 
 from supertiny.errors import NoProgress
 
+QUIET_AND_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it every actor warns
+    "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""What every process of the cluster inherits, where the environment does not say otherwise."""
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +53,8 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
     Raises:
         NoProgress: the dashboard did not answer in time; the message names the log.
     """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # unset, `ray start` may want a token that `ray job submit` does not send
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     gcs, dashboard, client, agent = _free_ports(4)
     folder = Path(tempfile.mkdtemp(prefix="supertiny-ray-"))
     command = [
@@ -53,7 +65,9 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # so that a job's `python` is this one
     with (folder / "start.log").open("w") as output:
-        head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PATH": path}, start_new_session=True)
+        head = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**QUIET_AND_OFFLINE, **os.environ, "PATH": path}, start_new_session=True
+        )
     try:
         cluster = LocalCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
         _wait_for(cluster.dashboard_url, head, folder / "start.log", start_limit_seconds)

