@@ -273,7 +273,7 @@ def _build(path: Path, config: EngineConfig) -> Any:
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+            max_num_batched_tokens=max(config.max_num_seqs, min(config.max_num_batched_tokens, config.max_num_seqs * config.max_model_len)),
             kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
             enable_prefix_caching=config.enable_prefix_caching,
             block_size=config.block_size,
