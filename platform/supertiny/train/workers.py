@@ -27,6 +27,11 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
 }
 """Variables of every worker process."""
+RAY_TRAIN = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more that only announces what our checkpoints survive anyway
+}
+"""Variables that Ray Train reads where `fit` is called."""
 log = logging.getLogger(__name__)
 
 
@@ -70,7 +75,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     for leftover in checkpoints.iterdir():
         if leftover.is_file():
             leftover.unlink()  # Ray Train's notes of a killed run, which may be cut short; `work` looks at the checkpoints itself
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a relative path means the same in a worker as here
+    os.environ.update(RAY_TRAIN)
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
         train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker},

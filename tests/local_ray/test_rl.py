@@ -1,0 +1,112 @@
+"""Reinforcement learning with real workers: it raises the reward, and a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from tiny_rollouts import gold_rollouts, publish_rollouts
+from train_runs import finished_checkpoints, training_workers, wait_for
+
+from supertiny.artifacts import open_artifact
+from supertiny.errors import ConfigError
+from supertiny.records import Rollout
+from supertiny.tasks.assistant.task import AssistantTask
+from supertiny.train.config import RlConfig
+from supertiny.train.metrics import read_metrics
+from supertiny.train.plan import RlPrompt
+from supertiny.train.rewards import VerifierReward
+from supertiny.train.rl import render_prompts, rl
+from supertiny.train.students import open_tokenizer
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+BASE = "package://supertiny.tasks.assistant/models/base"
+"""Pretrained on a little of the task, so that much is left to learn."""
+SETTINGS: dict[str, Any] = {
+    "student": BASE,
+    "steps": 24,
+    "batch": 64,
+    "micro_batch": 32,
+    "learning_rate": 2e-4,
+    "kl_coef": 0.0,
+    "checkpoint_every_steps": 4,
+    "log_every_steps": 4,
+    "stall_seconds": 60,
+}
+NUM_PROMPTS = 24
+SAMPLES = 8
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    """The folder of the model to start from."""
+    return open_artifact(BASE, "", "model").path
+
+
+@pytest.fixture(scope="module")
+def rollouts(base: Path) -> list[Rollout]:
+    """Prompts with something to call; that nothing is to be called, the model knows already."""
+    rollouts = gold_rollouts(open_tokenizer(base), 2 * NUM_PROMPTS)
+    return [rollout for rollout in rollouts if rollout.prompt.reference][:NUM_PROMPTS]
+
+
+@pytest.mark.slow
+def test_the_reward_of_an_undertrained_student_rises_and_a_killed_run_goes_on(
+    base: Path, rollouts: list[Rollout], checkout: Path, tmp_path: Path
+) -> None:
+    publish_rollouts(tmp_path, rollouts)
+    toml = tmp_path / "rl.toml"
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items()))
+    command = [sys.executable, "jobs/rl.py", "--config", str(toml), "--set", f"run_root={tmp_path}"]
+    driver = subprocess.Popen(command, cwd=checkout, env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    wait_for(lambda: finished_checkpoints(tmp_path, "rl")[1:], driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not training_workers())
+    (partial,) = tmp_path.glob(".rl.*.partial")
+    step = max(finished_checkpoints(tmp_path, "rl"))
+    before = (partial / "metrics.jsonl").read_text().splitlines()[:step]
+
+    artifact = rl(RlConfig(run_root=str(tmp_path), **SETTINGS))
+    assert (artifact.path / "metrics.jsonl").read_text().splitlines()[:step] == before  # nothing was redone
+    assert [line["step"] for line in read_metrics(artifact.path / "metrics.jsonl")] == list(range(1, SETTINGS["steps"] + 1))
+    assert artifact.manifest.metrics["parameters"] == open_artifact(BASE, "", "model").manifest.metrics["parameters"]
+    assert (artifact.path / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert mean_reward(artifact.path, rollouts) > mean_reward(base, rollouts) + 0.1
+
+
+def test_fewer_prompts_than_a_step_takes_are_refused(rollouts: list[Rollout], tmp_path: Path) -> None:
+    publish_rollouts(tmp_path, rollouts[:3])
+    with pytest.raises(ConfigError, match=r"3 prompts in .*, one step takes batch / group_size = 8"):
+        rl(RlConfig(run_root=str(tmp_path), **SETTINGS))
+
+
+def mean_reward(folder: Path, rollouts: list[Rollout]) -> float:
+    """Over several sampled completions of every prompt, by the same seed for every model."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = open_tokenizer(folder)
+    tokenizer.padding_side = "left"
+    prompts: list[RlPrompt] = render_prompts(rollouts, tokenizer)
+    reward = VerifierReward(AssistantTask(), [prompt.prompt for prompt in prompts], tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    inputs = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
+    torch.manual_seed(0)
+    drawn = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=64, num_return_sequences=SAMPLES)
+    completions = [cut(ids.tolist(), tokenizer.eos_token_id) for ids in drawn[:, inputs["input_ids"].shape[1] :]]
+    names = [prompt.prompt.id for prompt in prompts for _ in range(SAMPLES)]
+    scores = [reward.score(ids, name) for ids, name in zip(completions, names, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def cut(ids: list[int], end: int) -> list[int]:
+    """A completion up to its end of turn."""
+    return ids[: ids.index(end) + 1] if end in ids else ids
