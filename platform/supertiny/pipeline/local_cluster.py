@@ -70,7 +70,8 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
         )
     try:
         cluster = LocalCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
-        _wait_for(cluster.dashboard_url, head, folder / "start.log", start_limit_seconds)
+        for url in (f"{cluster.dashboard_url}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
+            _wait_for(url, head, folder / "start.log", start_limit_seconds)  # the second takes the jobs that the first is sent
         log.info("local Ray: %d logical CPUs, dashboard %s, process %d", num_cpus, cluster.dashboard_url, head.pid)
         yield cluster
     finally:
@@ -97,11 +98,11 @@ def _ray() -> str:
 
 def _wait_for(url: str, head: subprocess.Popen[bytes], start_log: Path, limit_seconds: float) -> None:
     deadline = time.monotonic() + limit_seconds
-    while not _answers(f"{url}/api/version"):
+    while not _answers(url):
         if head.poll() is not None:
             raise NoProgress(f"Ray did not start (exit status {head.returncode}):\n{start_log.read_text()[-2000:]}")
         if time.monotonic() > deadline:
-            raise NoProgress(f"Ray's dashboard at {url} did not answer within {limit_seconds:.0f} s:\n{start_log.read_text()[-2000:]}")
+            raise NoProgress(f"Ray started, but {url} did not answer within {limit_seconds:.0f} s:\n{start_log.read_text()[-2000:]}")
         time.sleep(0.3)
 
 
