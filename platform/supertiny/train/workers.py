@@ -16,7 +16,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from supertiny.cli import configure_logging
-from supertiny.errors import NoProgress, PlanTooBig, SupertinyError
+from supertiny.errors import CorruptArtifact, NoProgress, NotFinite, PlanTooBig, SupertinyError
 from supertiny.train.config import TrainConfig
 
 KEPT_CHECKPOINTS = 2
@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
 }
 """Variables of every worker process."""
+FOUND_TOGETHER = (NotFinite, CorruptArtifact)
+"""Errors that the workers raise at the same point, or none of them does."""
 RAY_TRAIN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more that only announces what our checkpoints survive anyway
@@ -67,8 +69,9 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
         folder: the stage's unfinished folder.
 
     Raises:
-        SupertinyError: what `work` raised; it is not tried again.
+        NotFinite, CorruptArtifact: as `work` raised it in every worker; it is not tried again.
         NoProgress: the workers could not be placed in time.
+        RuntimeError: workers were lost, or failed otherwise, more than `max_failures` times; the text has their traceback.
     """
     checkpoints = checkpoints_in(folder)
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -103,7 +106,11 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
 
 
 def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
-    """Run one worker; our own errors are returned, since Ray Train would try them again, in vain."""
+    """Run one worker.
+
+    What all workers find out together is returned, since Ray Train would try what is raised again, in vain. What one finds out
+    alone is raised, so that the others do not wait for it.
+    """
     os.environ.update(ENVIRONMENT)
     import torch
 
@@ -112,6 +119,6 @@ def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
     try:
         module, _, function = settings["work"].partition(":")
         result: dict[str, Any] = getattr(importlib.import_module(module), function)(settings["plan"])
-    except SupertinyError as error:
+    except FOUND_TOGETHER as error:
         return error
     return result
