@@ -16,12 +16,13 @@ from supertiny.tasks.calls import render
 
 Example = tuple[list[Message], str]
 BASE_PHRASINGS = 3
+NOISE = 0.3
 
 
 def teacher_examples(seed: int) -> Iterator[Example]:
     """Requests as a route, as filling, as a repair now and then, or in the student's format; no request twice."""
     rng = random.Random(seed)
-    for request in requests("train", seed):
+    for request in requests("train", seed, noise=NOISE):
         messages = request.prompt().messages
         step = rng.random()
         if step < 0.2:
@@ -36,7 +37,7 @@ def teacher_examples(seed: int) -> Iterator[Example]:
 def base_examples(seed: int) -> Iterator[Example]:
     """The student's format for a few phrasings of every tool, so that copying is learnt and the task is not."""
     phrasings = {name: patterns[:BASE_PHRASINGS] for name, patterns in phrasings_of("train").items() if name != OUT_OF_SCOPE}
-    return map(_direct, requests("train", seed, phrasings))
+    return map(_direct, requests("train", seed, phrasings, noise=NOISE))
 
 
 def _direct(request: Request) -> Example:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from typing import Any
 from supertiny.records import Call, Prompt
 from supertiny.tasks.assistant.grammar import SLOT, expand
 from supertiny.tasks.assistant.tools import ARGUMENTS
-from supertiny.tasks.assistant.values import Split, draw
+from supertiny.tasks.assistant.values import Split, draw, invented_word, split_of
 
 OUT_OF_SCOPE = "out_of_scope"
 OUT_OF_SCOPE_FRACTION = 0.13
+FREE_TEXT_KINDS = ("artist", "title", "contact", "city", "item", "label", "errand", "news")
 _FREE_TEXT = ("errand}", "news}")
 
 
@@ -54,11 +56,13 @@ def prompts(split: Split, count: int, seed: int) -> list[Prompt]:
     return list(found.values())
 
 
-def requests(split: Split, seed: int, phrasings: dict[str, list[str]] | None = None) -> Iterator[Request]:
+def requests(split: Split, seed: int, phrasings: dict[str, list[str]] | None = None, noise: float = 0.0) -> Iterator[Request]:
     """An endless stream of requests, the same for a seed; every tool equally often.
 
     Args:
         phrasings: patterns by tool to use instead of all of the split's.
+        noise: share of the free-text values that are random words, and of the requests with random words before or after them,
+            so that what a model learns does not hang on the few words that the patterns have.
     """
     rng = random.Random(f"{split}/{seed}")
     patterns = phrasings or phrasings_of(split)
@@ -66,7 +70,7 @@ def requests(split: Split, seed: int, phrasings: dict[str, list[str]] | None = N
     while True:
         outside = OUT_OF_SCOPE in patterns and rng.random() < OUT_OF_SCOPE_FRACTION
         name = OUT_OF_SCOPE if outside else rng.choice(tools)
-        yield _request(name, rng.choice(patterns[name]), split, rng)
+        yield _request(name, rng.choice(patterns[name]), split, rng, noise)
 
 
 @cache
@@ -80,15 +84,19 @@ def _toml(name: str) -> dict[str, Any]:
     return tomllib.loads(files("supertiny.tasks.assistant").joinpath(name).read_text())
 
 
-def _request(name: str, pattern: str, split: Split, rng: random.Random) -> Request:
+def _request(name: str, pattern: str, split: Split, rng: random.Random, noise: float) -> Request:
     words, _, settled = pattern.partition(" => ")
     skeleton = _wrap(words, split, rng)
+    if rng.random() < noise:
+        skeleton = _surround(skeleton, rng)
     arguments = _settled(settled)
     values = []
     text = skeleton
     for slot in list(SLOT.finditer(skeleton)):
         argument, kind = slot.group(1), slot.group(2) or slot.group(1)
         said, value = draw(kind, split, rng)
+        if kind in FREE_TEXT_KINDS and rng.random() < noise:
+            said = value = babble(split, rng)
         text = text.replace(slot.group(), said, 1)
         arguments[argument] = value
         values.append((kind, value))
@@ -112,6 +120,31 @@ def _wrap(words: str, split: Split, rng: random.Random) -> str:
     if not sentence.endswith(_FREE_TEXT) and rng.random() < 0.25:
         sentence += rng.choice(wrappers["closings"])
     return sentence
+
+
+def _surround(sentence: str, rng: random.Random) -> str:
+    """The sentence with random words before it, after it, or both; none after free text, which they would be part of."""
+    if rng.random() < 0.7:
+        sentence = f"{babble('train', rng)}{rng.choice((', ', ' '))}{sentence}"
+    if rng.random() < 0.5 and not sentence.endswith("}"):
+        sentence = f"{sentence}{rng.choice((', ', ' '))}{babble('train', rng)}"
+    return sentence
+
+
+def babble(split: Split, rng: random.Random) -> str:
+    """One to four random words of the split's: its patterns' words and invented ones."""
+    while True:
+        words = [rng.choice(_words()) if rng.random() < 0.6 else invented_word(rng) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
+        text = " ".join(word.capitalize() if rng.random() < 0.2 else word for word in words)
+        if split_of(text) == split:
+            return text
+
+
+@cache
+def _words() -> list[str]:
+    """Every word of the training patterns, once."""
+    spoken = (re.sub(r"\{.*?\}| => .*", " ", pattern) for patterns in phrasings_of("train").values() for pattern in patterns)
+    return sorted({word for text in spoken for word in re.findall(r"[a-z']+", text)})
 
 
 def _type(text: str, rng: random.Random) -> str:
