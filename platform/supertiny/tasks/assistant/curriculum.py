@@ -31,7 +31,7 @@ def teacher_examples(seed: int) -> Iterator[Example]:
             yield _direct(request)
         else:
             fill = fill_messages(messages, request.call.name)
-            yield _repair(fill, request.call, rng) if step > 0.95 else (fill, _arguments(request.call))
+            yield _repair(fill, messages, request.call, rng) if step > 0.95 else (fill, _arguments(request.call))
 
 
 def base_examples(seed: int) -> Iterator[Example]:
@@ -44,10 +44,10 @@ def _direct(request: Request) -> Example:
     return request.prompt().messages, render([request.call]) if request.call else REFUSAL
 
 
-def _repair(fill: list[Message], call: Call, rng: random.Random) -> Example:
+def _repair(fill: list[Message], messages: list[Message], call: Call, rng: random.Random) -> Example:
     """The right arguments after wrong ones and the error that they gave."""
     for arguments in itertools.islice(_damaged(call, rng), 20):
-        error = problem(call.name, arguments)
+        error = problem(messages, call.name, arguments)
         if error is not None:
             return repair_messages(fill, arguments, error), _arguments(call)
     return fill, _arguments(call)

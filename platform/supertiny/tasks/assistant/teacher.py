@@ -16,7 +16,7 @@ from supertiny.errors import MalformedCall, ToolFailure
 from supertiny.llm.base import Llm, Sampling
 from supertiny.records import Call, Completion, Message, Prompt, Usage
 from supertiny.tasks.assistant.home import Home
-from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS
+from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS, WORD_FOR_WORD
 from supertiny.tasks.calls import check_schema, render
 
 REFUSAL = "I can't do that."
@@ -47,7 +47,7 @@ async def _fill(prompt: Prompt, tool: str, llm: Llm, sampling: Sampling) -> tupl
     """The tool's call, repaired once where it failed; None where the model never wrote arguments at all."""
     messages = fill_messages(prompt.messages, tool)
     first = (await llm.complete(messages, sampling=sampling))[0]
-    error = problem(tool, first.text)
+    error = problem(prompt.messages, tool, first.text)
     if error is None:
         return _read(tool, first.text), first.usage
     again = (await llm.complete(repair_messages(messages, first.text, error), sampling=Sampling(max_tokens=_FILL_TOKENS)))[0]
@@ -69,8 +69,8 @@ def repair_messages(messages: list[Message], arguments: str, error: str) -> list
     return [*messages, {"role": "assistant", "content": arguments}, {"role": "tool", "content": error}]
 
 
-def problem(tool: str, arguments: str) -> str | None:
-    """What is wrong with arguments as the model wrote them, found by schema and by executing them in a scratch home."""
+def problem(messages: list[Message], tool: str, arguments: str) -> str | None:
+    """What is wrong with arguments as the model wrote them, found by schema, by executing them in a scratch home, and in the request."""
     call = _read(tool, arguments)
     if call is None:
         return "not a JSON object"
@@ -79,7 +79,9 @@ def problem(tool: str, arguments: str) -> str | None:
         Home().execute(call)
     except (MalformedCall, ToolFailure) as error:
         return str(error)
-    return None
+    request = str(messages[-1].get("content", "")).casefold()
+    foreign = [value for key, value in call.arguments.items() if key in WORD_FOR_WORD and value.strip().casefold() not in request]
+    return f"not in the request: {foreign[0]}" if foreign else None
 
 
 def _read(tool: str, arguments: str) -> Call | None:

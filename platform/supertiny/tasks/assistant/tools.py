@@ -101,3 +101,6 @@ TOOLS: list[Tool] = [
 
 ARGUMENTS: dict[str, list[str]] = {tool["function"]["name"]: list(tool["function"]["parameters"]["properties"]) for tool in TOOLS}
 """The names of every tool's arguments, in the schema's order."""
+
+WORD_FOR_WORD = ("title", "artist", "label", "item", "text", "contact", "city")
+"""Arguments whose values stand in the request exactly as they are passed on."""
