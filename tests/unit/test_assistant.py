@@ -1,6 +1,7 @@
 import asyncio
 import itertools
 import json
+import random
 from collections.abc import Callable
 
 import pytest
@@ -9,11 +10,12 @@ from supertiny.errors import ConfigError, ToolFailure
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Call, Completion, Prompt
 from supertiny.tasks.assistant.generator import OUT_OF_SCOPE, phrasings_of, prompts, requests
+from supertiny.tasks.assistant.grammar import expand
 from supertiny.tasks.assistant.home import Home
 from supertiny.tasks.assistant.task import AssistantTask
 from supertiny.tasks.assistant.teacher import REFUSAL
 from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS
-from supertiny.tasks.assistant.values import split_of
+from supertiny.tasks.assistant.values import Split, split_of
 from supertiny.tasks.base import Pretrainable
 from supertiny.tasks.calls import check_schema, render
 
@@ -43,9 +45,17 @@ def test_no_phrasing_and_no_open_value_of_heldout_occurs_in_train() -> None:
     assert not open_values[0] & open_values[1]
 
 
-def test_no_heldout_pattern_is_a_train_pattern() -> None:
-    train, heldout = (set(itertools.chain(*phrasings_of(split).values())) for split in ("train", "heldout"))
+def _sentences(split: Split) -> set[str]:
+    """What a split's patterns say, slots open, without commas and case."""
+    rng = random.Random(0)
+    patterns = [pattern.partition(" => ")[0].removeprefix("!") for pattern in itertools.chain(*phrasings_of(split).values())]
+    return {" ".join(expand(pattern, rng).replace(",", "").lower().split()) for pattern in patterns for _ in range(200)}
+
+
+def test_no_heldout_pattern_says_what_a_train_pattern_says_and_its_words_are_known() -> None:
+    train, heldout = _sentences("train"), _sentences("heldout")
     assert not train & heldout
+    assert {word for sentence in heldout for word in sentence.split()} <= {word for sentence in train for word in sentence.split()}
 
 
 def test_every_reference_passes_its_schema_and_runs_in_the_home() -> None:
@@ -182,6 +192,19 @@ def test_the_pipeline_repairs_once_with_the_error() -> None:
     answer = _teach(script)
     assert answer.text == render([KITCHEN])
     assert answer.usage.calls == 4
+
+
+def test_a_value_that_is_not_in_the_request_is_repaired() -> None:
+    prompt = Prompt(id="x", messages=[{"role": "user", "content": "Put milk on my shopping list"}])
+
+    def script(messages: list[dict[str, str]]) -> str:
+        if messages[0]["content"] == "route":
+            return "add_to_list"
+        item = "Milk" if messages[-1]["content"] == "not in the request: silk" else "silk"
+        return json.dumps({"list": "shopping", "item": item})
+
+    answer = asyncio.run(TASK.teach(prompt, ScriptedLlm(script)))
+    assert answer.text == _call("add_to_list", list="shopping", item="Milk")
 
 
 def test_the_pipeline_refuses_what_no_tool_can_do() -> None:
