@@ -75,13 +75,19 @@ def test_a_rollout_killed_in_the_middle_goes_on_where_it_was_and_every_row_is_th
     config.write_text(CONFIG.format(root=tmp_path))
 
     job = start_job(checkout, config, log)
-    before = wait_for_blocks(job, tmp_path, 2 * BLOCK)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait(10)
+    try:
+        before = wait_for_blocks(job, tmp_path, 2 * BLOCK)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait(10)
     before |= finished_ids(next(tmp_path.glob(".rollouts.*.partial/.done")))
     assert 0 < len(before) < PROMPTS * GROUP
 
-    assert start_job(checkout, config, log).wait(200) == 0, log.read_text()[-3000:]
+    again = start_job(checkout, config, log)
+    try:
+        assert again.wait(120) == 0, log.read_text()[-3000:]
+    finally:
+        again.kill()
 
     folder = open_artifact("rollouts", str(tmp_path), "rollouts").path
     accepted, rejected = read_rollouts(folder), read_rejected(folder)

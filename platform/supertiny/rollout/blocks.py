@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+from supertiny.errors import CorruptArtifact
 
 
 def finished_names(done: Path) -> set[str]:
@@ -17,9 +20,20 @@ def finished_names(done: Path) -> set[str]:
 
 
 def finished_ids(done: Path) -> set[str]:
-    """Ids of the rollouts in finished blocks."""
-    paths = [done / f"{name}.parquet" for name in finished_names(done)]
-    return {name for path in paths for name in pq.read_table(path, columns=["rollout_id"]).column(0).to_pylist()}
+    """Ids of the rollouts in finished blocks.
+
+    Raises:
+        CorruptArtifact: a checkpoint cannot be read.
+    """
+    return {rollout_id for name in finished_names(done) for rollout_id in _ids(done / f"{name}.parquet")}
+
+
+def _ids(path: Path) -> list[str]:
+    try:
+        ids: list[str] = pq.read_table(path, columns=["rollout_id"], partitioning=None).column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptArtifact(f"{path} cannot be read as Parquet: {error}; remove it, and its block is made again") from None
+    return ids
 
 
 def block_files(blocks: Path, name: str) -> list[Path]:
