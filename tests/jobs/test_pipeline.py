@@ -51,7 +51,7 @@ class Driver:
         with log.open("w") as output:
             self._process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
-    def kill_when(self, condition: Callable[[], Any], limit_seconds: float = 150) -> str:
+    def kill_when(self, condition: Callable[[], Any], limit_seconds: float = 400) -> str:
         """SIGKILL as soon as `condition` holds; returns the log."""
         deadline = time.monotonic() + limit_seconds
         while not condition():
@@ -62,14 +62,14 @@ class Driver:
         self._process.wait()
         return self._log.read_text()
 
-    def finish(self, limit_seconds: float = 400) -> tuple[int, str]:
+    def finish(self, limit_seconds: float = 600) -> tuple[int, str]:
         """Exit status and log."""
         status = self._process.wait(limit_seconds)
         return status, self._log.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happened(checkout: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     first = Driver(checkout, root, tmp_path / "1.log")
