@@ -32,8 +32,8 @@ snips: setup  ## the same chain on real utterances: make snips DATA=/folder/with
 serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
 	$(BIN)/python -m supertiny.pipeline.serve --run-root "$(RUN_ROOT)"
 
-test: check  ## check, then every test
-	$(BIN)/pytest
+test: check  ## check, then every test; TESTS=tests/unit for some
+	$(BIN)/pytest $(TESTS)
 
 check: setup  ## format, lint, types, import layers, the rules of the tree
 	$(BIN)/ruff format --check .
