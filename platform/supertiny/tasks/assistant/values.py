@@ -97,15 +97,17 @@ def _temperature(rng: random.Random) -> tuple[str, float]:
 
 
 def _count(low: int, high: int) -> Callable[[random.Random], tuple[str, int]]:
+    """Numbers mostly up to `high`, now and then up to ten times that."""
+
     def spoken(rng: random.Random) -> tuple[str, int]:
-        value = rng.randint(low, high)
+        value = rng.randint(low, high if rng.random() < 0.7 else 10 * high)
         return str(value), value
 
     return spoken
 
 
 def _time(rng: random.Random) -> tuple[str, str]:
-    hour, minute = rng.randrange(24), rng.choice((0, 0, 15, 30, 45, rng.randrange(60)))
+    hour, minute = rng.randrange(24), rng.choice((0, 0, 30, 5 * rng.randrange(12), rng.randrange(60), rng.randrange(60)))
     return rng.choice(_SAYINGS)(hour, minute), f"{hour:02}:{minute:02}"
 
 
