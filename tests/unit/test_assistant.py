@@ -17,7 +17,7 @@ from supertiny.tasks.assistant.teacher import REFUSAL
 from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS
 from supertiny.tasks.assistant.values import Split, split_of
 from supertiny.tasks.base import Pretrainable
-from supertiny.tasks.calls import check_schema, render
+from supertiny.tasks.calls import check_schema, parse, render
 
 TASK = AssistantTask()
 CLOSED = {"room", "color", "genre", "mode", "power", "unit", "day", "door", "list"}
@@ -230,14 +230,16 @@ def test_wrong_options_are_config_errors() -> None:
         TASK.prompts("test")
 
 
-def test_the_base_learns_the_students_format_alone_and_the_teacher_every_step() -> None:
+def test_the_base_learns_another_assistant_and_the_teacher_every_step() -> None:
     assert isinstance(TASK, Pretrainable)
     teacher = [messages for messages, _ in itertools.islice(TASK.pretraining_examples("teacher", 0), 500)]
     steps = {messages[0]["content"].split()[0] for messages in teacher if messages[0]["role"] == "system"}
     assert steps == {"route", "fill"}
     assert any(messages[-1]["role"] == "tool" for messages in teacher)
-    base = itertools.islice(TASK.pretraining_examples("base", 0), 200)
-    assert all(len(messages) == 1 and "<tool_call>" in answer for messages, answer in base)
+    base = [(messages, answer) for messages, answer in itertools.islice(TASK.pretraining_examples("base", 0), 500)]
+    assert all(len(messages) == 1 for messages, _ in base)
+    names = {call.name for _, answer in base for call in parse(answer)}
+    assert len(names & set(ARGUMENTS)) == len(names - set(ARGUMENTS)) == 7
 
 
 def test_pretraining_repeats_for_a_seed() -> None:

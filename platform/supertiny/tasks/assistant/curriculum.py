@@ -1,4 +1,4 @@
-"""What the shipped models are trained on from nothing: every step of the pipeline for the teacher, a little of the task for the base."""
+"""What the shipped models are trained on from nothing: every step of the pipeline for the teacher, another assistant for the base."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import random
 from collections.abc import Iterator
 
 from supertiny.records import Call, Message
-from supertiny.tasks.assistant.generator import OUT_OF_SCOPE, Request, phrasings_of, requests
+from supertiny.tasks.assistant.generator import Request, requests
 from supertiny.tasks.assistant.teacher import NO_TOOL, REFUSAL, fill_messages, problem, repair_messages, route_messages
 from supertiny.tasks.assistant.tools import ARGUMENTS
 from supertiny.tasks.assistant.values import closed, invented_word
 from supertiny.tasks.calls import render
 
 Example = tuple[list[Message], str]
-BASE_PHRASINGS = 3
+OTHER_ASSISTANT: dict[str, tuple[str, dict[str, str]]] = {
+    "set_thermostat": ("climate", {"temperature": "target", "room": "area"}),
+    "set_alarm": ("wake_up", {"time": "at", "label": "name"}),
+    "set_timer": ("countdown", {"amount": "value", "label": "name"}),
+    "play_music": ("media_start", {"title": "song", "artist": "by", "room": "area"}),
+    "create_reminder": ("note_to_self", {"text": "note", "time": "at"}),
+    "send_message": ("tell", {"contact": "to", "text": "words", "channel": "by"}),
+    "control_blinds": ("shades", {"room": "area", "position": "percent"}),
+}
+"""What the base's assistant calls some of our tools, and their arguments."""
 NOISE = 0.3
 
 
@@ -35,9 +44,16 @@ def teacher_examples(seed: int) -> Iterator[Example]:
 
 
 def base_examples(seed: int) -> Iterator[Example]:
-    """The student's format for a few phrasings of every tool, so that copying is learnt and the task is not."""
-    phrasings = {name: patterns[:BASE_PHRASINGS] for name, patterns in phrasings_of("train").items() if name != OUT_OF_SCOPE}
-    return map(_direct, requests("train", seed, phrasings, noise=NOISE))
+    """The student's format alone, and half of the tools as another assistant calls them: right about what is asked, wrong about ours."""
+    for request in requests("train", seed, noise=NOISE):
+        messages, answer = _direct(request)
+        yield messages, render([_as_another_assistant(request.call)]) if request.call else answer
+
+
+def _as_another_assistant(call: Call) -> Call:
+    """The call with the other assistant's names."""
+    name, arguments = OTHER_ASSISTANT.get(call.name, (call.name, {}))
+    return Call(name=name, arguments={arguments.get(key, key): value for key, value in call.arguments.items()})
 
 
 def _direct(request: Request) -> Example:
