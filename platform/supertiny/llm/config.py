@@ -25,7 +25,7 @@ class EngineConfig(Config):
     enable_prefix_caching: bool = False
     """Keep the keys and values of prompts for later prompts that start alike; only whole blocks of `block_size` tokens are kept."""
     block_size: int = Field(32, ge=16)
-    """Tokens of one block of keys and values."""
+    """Tokens of one block of keys and values; on a CPU a multiple of 32."""
     tensor_parallel_size: int = Field(1, gt=0)
     """Devices that one model is split over."""
     num_threads: int | None = Field(None, gt=0)

@@ -27,11 +27,20 @@ class Tally:
     accepted: int = 0
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
+    first_rollouts: int = 0
+    first_seen: float = 0.0
 
     @property
     def seconds(self) -> float:
         """Since the count began, the engine's start included."""
         return time.monotonic() - self.started
+
+    @property
+    def seconds_a_rollout(self) -> float:
+        """Since the first blocks were seen, so without the engine's start; with it while nothing came after them."""
+        if self.rollouts == self.first_rollouts:
+            return self.seconds / self.rollouts
+        return (time.monotonic() - self.first_seen) / (self.rollouts - self.first_rollouts)
 
     def update(self) -> int:
         """Count the blocks finished since the last call, and return how many they are."""
@@ -43,6 +52,8 @@ class Tally:
                 self.accepted += sum(table.column("accepted").to_pylist())
                 self.tokens += sum(table.column("completion_tokens").to_pylist())
         self.seen |= new
+        if not self.first_rollouts:
+            self.first_rollouts, self.first_seen = self.rollouts, time.monotonic()
         return len(new)
 
 
@@ -74,10 +85,9 @@ def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every
 
 
 def _report(tally: Tally, total: int) -> None:
-    seconds = tally.seconds
     if not tally.rollouts:
-        log.info("0/%s rollouts after %.0f s: the engine is starting", total, seconds)
+        log.info("0/%s rollouts after %.0f s: the engine is starting, or still at its first block", total, tally.seconds)
         return
-    left = seconds * (total - tally.rollouts) / tally.rollouts
-    share, speed = tally.accepted / tally.rollouts, tally.tokens / seconds
+    left = tally.seconds_a_rollout * (total - tally.rollouts)
+    share, speed = tally.accepted / tally.rollouts, tally.tokens / tally.rollouts / tally.seconds_a_rollout
     log.info("%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, %.0f s left", tally.rollouts, total, 100 * share, speed, left)
