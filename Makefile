@@ -11,6 +11,8 @@ ifndef RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN := $(shell head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 endif
 export RAY_AUTH_MODE RAY_AUTH_TOKEN
+# Bytecode is kept even where the environment says otherwise: without it every worker that imports vLLM or DeepSpeed takes twice as long.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo snips serve test check

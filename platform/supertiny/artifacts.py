@@ -71,9 +71,11 @@ class Artifact:
     path: Path
     manifest: Manifest
 
-    def as_parent(self) -> Parent:
-        """How a child's manifest refers to this artifact."""
-        return Parent(uri=str(self.path), sha256=_sha256(self.path / MANIFEST))
+    def as_parent(self, root: Path | None = None) -> Parent:
+        """How a child refers to this artifact: by its name where it lies below `root`, so that the run root can be moved, else by path."""
+        inside = root is not None and self.path.is_relative_to(root)
+        uri = self.path.relative_to(root) if root and inside else self.path
+        return Parent(uri=str(uri), sha256=_sha256(self.path / MANIFEST))
 
 
 def resolve(uri: str, run_root: str) -> Path:
@@ -141,16 +143,36 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
         log.info("%s: already made, %s", config.name, final)
         return open_artifact(config.name, config.run_root, kind)
     partial = root / f".{config.name}.{key[:8]}.partial"
-    partial.mkdir(parents=True, exist_ok=True)
+    if not (partial / MANIFEST).exists():  # else it was stopped after its last step but the renaming
+        partial.mkdir(parents=True, exist_ok=True)
+        _build(config, kind, key, parents, build, partial)
+    if final.exists():
+        final.rename(root / f".{config.name}.replaced-{time.time_ns()}")
+    partial.rename(final)
+    manifest = read_manifest(final)
+    log.info("%s: published, made in %.1f s, %s", config.name, manifest.seconds, final)
+    return Artifact(final, manifest)
+
+
+def _build(
+    config: StageConfig,
+    kind: str,
+    key: str,
+    parents: Mapping[str, Artifact],
+    build: Callable[[Path], Mapping[str, Any]],
+    folder: Path,
+) -> None:
+    """Fill the folder, its manifest last."""
     started = time.monotonic()
-    metrics = build(partial)
+    metrics = build(folder)
     seconds = time.monotonic() - started
+    root = folder.parent
     manifest = Manifest(
         kind=kind,
         name=config.name,
         key=key,
-        files=file_entries(partial),
-        parents={role: parent.as_parent() for role, parent in parents.items()},
+        files=file_entries(folder),
+        parents={role: parent.as_parent(root) for role, parent in parents.items()},
         config=config.settings(),
         metrics=dict(metrics),
         version=package_version(),
@@ -158,12 +180,7 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         seconds=round(seconds, 3),
     )
-    write_atomically(partial / MANIFEST, manifest.model_dump_json(indent=2))
-    if final.exists():
-        final.rename(root / f".{config.name}.replaced-{time.time_ns()}")
-    partial.rename(final)
-    log.info("%s: published in %.1f s, %s", config.name, seconds, final)
-    return Artifact(final, manifest)
+    write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=2))
 
 
 def stage_key(config: StageConfig, kind: str, parents: Mapping[str, Artifact]) -> str:

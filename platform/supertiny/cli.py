@@ -22,7 +22,7 @@ log = logging.getLogger("supertiny")
 
 
 def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Parse, validate and print the config, then run `main` on it unless `--dry-run` was given.
+    """Parse, validate and print the config (all of it with `--dry-run`, else what is not default), then run `main` on it.
 
     Args:
         default: config file used where `--config` is not given, relative to the checkout.
@@ -42,7 +42,7 @@ def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = No
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(config.model_dump_json(indent=2))
+    print(config.model_dump_json(indent=2, exclude_defaults=not flags.dry_run))
     if isinstance(config, StageConfig):
         log.info("supertiny %s, revision %s; outputs in %s", package_version(), config.git_revision, Path(config.run_root).expanduser())
     return 0 if flags.dry_run else _run(main, config)
@@ -52,6 +52,7 @@ def configure_logging() -> None:
     """One line a record on standard error, at the level that SUPERTINY_LOG names (INFO by default)."""
     level = os.environ.get("SUPERTINY_LOG", "INFO").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
 
 
 def package_version() -> str:

@@ -68,6 +68,12 @@ def test_an_interrupted_build_finds_its_folder_as_it_left_it(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+def test_a_build_that_was_stopped_before_its_folder_was_renamed_is_not_made_again(tmp_path: Path) -> None:
+    made = _make(tmp_path)
+    made.path.rename(tmp_path / f".copy.{made.manifest.key[:8]}.partial")
+    assert _make(tmp_path, build=_never) == made
+
+
 def test_a_build_with_another_key_starts_in_an_empty_folder(tmp_path: Path) -> None:
     def dies(folder: Path) -> Mapping[str, Any]:
         (folder / "half").write_text("done")
@@ -104,10 +110,16 @@ def test_a_child_names_its_parent_by_the_hash_of_its_manifest(tmp_path: Path) ->
     parent = _make(tmp_path, name="parent")
     child = artifacts.make(Copy(name="child", run_root=str(tmp_path)), "model", {"student": parent}, _writes("x"))
     entry = child.manifest.parents["student"]
-    assert entry.uri == str(tmp_path / "parent")
-    assert entry == parent.as_parent()
+    assert entry.uri == "parent"
+    assert entry == parent.as_parent(tmp_path)
     (parent.path / MANIFEST).write_text((parent.path / MANIFEST).read_text() + "\n")
-    assert entry != parent.as_parent()
+    assert entry != parent.as_parent(tmp_path)
+
+
+def test_a_parent_outside_the_run_root_is_named_by_its_path(tmp_path: Path) -> None:
+    parent = _make(tmp_path / "elsewhere", name="parent")
+    child = artifacts.make(Copy(name="child", run_root=str(tmp_path / "here")), "model", {"student": parent}, _writes("x"))
+    assert child.manifest.parents["student"].uri == str(parent.path)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_the_gate_names_the_model_that_was_evaluated_by_its_hash(tmp_path: Path)
     model = publish_model(tmp_path, "awq")
     publish_evaluation(tmp_path, model, rows([True] * 1000))
     metrics = GateMetrics.model_validate(gate(config(tmp_path)).manifest.metrics)
-    assert metrics.candidate.model == model.as_parent()
+    assert metrics.candidate.model == model.as_parent(tmp_path)
 
 
 def test_prompts_are_paired_by_id_and_not_by_position(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def _place(name: str) -> tuple[int, str]:
 def _stage(name: str, evaluation: Artifact, metrics: EvaluationMetrics, price: MachinePrice) -> Stage:
     shared = metrics.model_dump(include=set(Stage.model_fields) & set(EvaluationMetrics.model_fields))
     shared["usd_per_thousand_correct"] = usd_per_thousand_correct(metrics.seconds_per_prompt, metrics.exact_match.value, price)
-    return Stage.model_validate({"name": name, "model_uri": evaluation.manifest.parents["model"].uri, **shared})
+    model_uri = str(evaluation.path.parent / evaluation.manifest.parents["model"].uri)
+    return Stage.model_validate({"name": name, "model_uri": model_uri, **shared})
 
 
 def _gate(artifact: Artifact) -> GateResult:

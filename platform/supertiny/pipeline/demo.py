@@ -19,6 +19,7 @@ from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job
 from supertiny.pipeline.report import show, write_run_report
+from supertiny.serving.run import check_port, served
 from supertiny.serving.traffic import TrafficReport, measure
 from supertiny.tasks.base import load_task
 
@@ -49,6 +50,7 @@ def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
     """Run the pipeline as a submitted job, then serve and measure what it promoted; 0 if the gate passed."""
     started = time.monotonic()
     config = load(PipelineConfig, config_path, overrides)
+    check_port(config.traffic.port)
     with local_cluster(config.num_cpus) as cluster:
         settings = [part for override in overrides for part in ("--set", override)]
         status = submit_job(cluster, checkout, ["python", "jobs/pipeline.py", "--config", str(config_path), *settings])
@@ -65,8 +67,6 @@ def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
 def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: bool) -> TrafficReport:
     """The traffic of both arms over HTTP; where nothing was promoted, everything goes to the control."""
     import ray
-
-    from supertiny.serving.run import served
 
     settings = config.serve if promoted else config.serve.model_copy(update={"student": None, "traffic_fraction": 0.0})
     task = load_task(config.task)

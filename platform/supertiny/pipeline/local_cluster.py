@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -24,8 +24,11 @@ from supertiny.errors import NoProgress
 QUIET_AND_OFFLINE = {
     "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; without it every actor warns
+    "LLM_COMPRESSOR_LOG_LEVEL": "ERROR",  # it warns that there is no accelerator
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # vLLM tells of every engine where its memory lies
+    "TQDM_DISABLE": "1",  # bars of many processes in one log
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -84,7 +87,19 @@ def submit_job(cluster: LocalCluster, checkout: Path, entrypoint: list[str]) -> 
     submission_id = f"supertiny-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     address = ["--address", cluster.dashboard_url]
     runtime_env = ["--working-dir", str(checkout), "--runtime-env", str(checkout / "cluster" / "runtime_env.yaml")]
-    command = [_ray(), "job", "submit", *address, *runtime_env, "--submission-id", submission_id, "--", *entrypoint]
+    command = [
+        _ray(),
+        "--logging-level",
+        "warning",
+        "job",
+        "submit",
+        *address,
+        *runtime_env,
+        "--submission-id",
+        submission_id,
+        "--",
+        *entrypoint,
+    ]
     try:
         return subprocess.run(command, check=False).returncode
     except KeyboardInterrupt:
@@ -127,7 +142,8 @@ def _end(head: subprocess.Popen[bytes], patience_seconds: float = 20.0) -> None:
     head.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=patience_seconds)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -42,14 +42,14 @@ def main() -> int:
 
 def serve(config: PipelineConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
+    from supertiny.serving.run import check_port, served
     from supertiny.serving.sources import model_paths
 
     model_paths(config.serve)  # a missing promotion shows before Ray starts
+    check_port(config.traffic.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with local_cluster(config.num_cpus) as cluster:
         import ray
-
-        from supertiny.serving.run import served
 
         ray.init(cluster.address, log_to_driver=False)
         with served(config.serve, port=config.traffic.port) as url:

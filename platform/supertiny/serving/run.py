@@ -32,7 +32,7 @@ def served(config: ServeConfig, *, port: int = 8000, no_progress_seconds: float 
         MissingInput, CorruptArtifact: a model is not there, or not what was promoted.
         NoProgress: a deployment failed, or nothing changed for `no_progress_seconds`; the message says where.
     """
-    _check_port(port)
+    check_port(port)
     _check_cluster(config)
     app = build_app(config)
     started = time.monotonic()
@@ -57,7 +57,8 @@ def _check_cluster(config: ServeConfig) -> None:
         raise ConfigError("Ray Serve runs on this cluster already; end it with `serve shutdown`, or deploy serve/ab.yaml to it")
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
+    """Raise ConfigError where something listens on the port already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

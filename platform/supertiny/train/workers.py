@@ -31,6 +31,7 @@ FOUND_TOGETHER = (NotFinite, CorruptArtifact)
 """Errors that the workers raise at the same point, or none of them does."""
 RAY_TRAIN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what datasets prints into a buffer of its own lands in the log
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more that only announces what our checkpoints survive anyway
 }
 """Variables that Ray Train reads where `fit` is called."""
