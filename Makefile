@@ -32,7 +32,7 @@ snips: setup  ## the same chain on real utterances: make snips DATA=/folder/with
 	  --git-revision $(GIT_REVISION) --set 'task.options.root="$(abspath $(DATA))"'
 
 serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
-	$(BIN)/python -m supertiny.pipeline.serve --run-root "$(RUN_ROOT)"
+	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(RUN_ROOT)"
 
 test: check  ## check, then every test; TESTS=tests/unit for some
 	$(BIN)/pytest $(TESTS)

@@ -176,39 +176,62 @@ def test_the_home_refuses_what_makes_no_sense(call: Call) -> None:
         Home().execute(call)
 
 
-def test_the_pipeline_routes_fills_and_renders() -> None:
-    answer = _teach(lambda messages: "set_light" if messages[0]["content"] == "route" else '{"room": "kitchen", "power": "on"}')
+def _model(route: str, fill: Callable[[list[dict[str, str]]], str], *answers: str) -> Callable[..., str]:
+    """A model that answers each step of the pipeline, and `answers` one after the other, the last one for ever."""
+    left = list(answers)
+
+    def script(messages: list[dict[str, str]]) -> str:
+        if messages[0]["role"] != "system":
+            return left.pop(0) if len(left) > 1 else left[0]
+        return route if messages[0]["content"] == "route" else fill(messages)
+
+    return script
+
+
+def test_the_pipeline_routes_fills_and_answers() -> None:
+    answer = _teach(_model("set_light", lambda _: '{"room": "kitchen", "power": "on"}', render([KITCHEN])))
     assert answer.text == render([KITCHEN])
-    assert answer.usage.calls == 3  # route, fill, score
+    assert answer.usage.calls == 3  # no score: the answer's own tokens are kept
 
 
 def test_the_pipeline_repairs_once_with_the_error() -> None:
-    def script(messages: list[dict[str, str]]) -> str:
-        if messages[0]["content"] == "route":
-            return "set_light"
+    def fill(messages: list[dict[str, str]]) -> str:
         repairing = messages[-1] == {"role": "tool", "content": "no such room: stable"}
         return json.dumps({"room": "kitchen" if repairing else "stable", "power": "on"})
 
-    answer = _teach(script)
+    answer = _teach(_model("set_light", fill, render([KITCHEN])))
     assert answer.text == render([KITCHEN])
     assert answer.usage.calls == 4
 
 
 def test_a_value_that_is_not_in_the_request_is_repaired() -> None:
     prompt = Prompt(id="x", messages=[{"role": "user", "content": "Put milk on my shopping list"}])
+    milk = _call("add_to_list", list="shopping", item="Milk")
 
-    def script(messages: list[dict[str, str]]) -> str:
-        if messages[0]["content"] == "route":
-            return "add_to_list"
+    def fill(messages: list[dict[str, str]]) -> str:
         item = "Milk" if messages[-1]["content"] == "not in the request: silk" else "silk"
         return json.dumps({"list": "shopping", "item": item})
 
-    answer = asyncio.run(TASK.teach(prompt, ScriptedLlm(script)))
-    assert answer.text == _call("add_to_list", list="shopping", item="Milk")
+    answer = asyncio.run(TASK.teach(prompt, ScriptedLlm(_model("add_to_list", fill, milk))))
+    assert (answer.text, answer.usage.calls) == (milk, 4)
+
+
+def test_where_filling_and_answering_differ_more_drafts_vote() -> None:
+    off = _call("set_light", room="kitchen", power="off")
+    for drafts, winner in (((off, off, REFUSAL), off), ((REFUSAL, render([KITCHEN]), REFUSAL), render([KITCHEN]))):
+        answer = _teach(_model("set_light", lambda _: '{"room": "kitchen", "power": "on"}', off, *drafts))
+        assert answer.text == winner
+        assert answer.usage.calls == 7  # route, fill, answer, three drafts, score
+
+
+def test_what_cannot_be_executed_has_no_vote() -> None:
+    stable = _call("set_light", room="stable", power="on")
+    answer = _teach(_model("set_light", lambda _: '{"room": "kitchen", "power": "on"}', stable))
+    assert answer.text == render([KITCHEN])
 
 
 def test_the_pipeline_refuses_what_no_tool_can_do() -> None:
-    assert _teach(lambda messages: "none").text == REFUSAL
+    assert _teach(_model("none", lambda _: "", REFUSAL)).text == REFUSAL
 
 
 @pytest.mark.parametrize("nonsense", ["", "set_lights", "{", "[1]", '{"room": 3}', "\udcff"])

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from supertiny.errors import MalformedCall
 from supertiny.records import Call
-from supertiny.tasks.calls import argument_f1, check_schema, grade, matches, parse, render
+from supertiny.tasks.calls import argument_f1, check_schema, grade, matches, most_common, parse, render
 
 LIGHT = Call(name="set_light", arguments={"room": "kitchen", "power": "on"})
 TIMER = Call(name="set_timer", arguments={"minutes": 7})
@@ -102,3 +102,9 @@ def test_schema_names_the_tool_and_what_it_refuses() -> None:
         check_schema([LIGHT], TOOLS)
     with pytest.raises(MalformedCall, match="set_timer: 'seven' is not of type 'integer'"):
         check_schema([Call(name="set_timer", arguments={"minutes": "seven"})], TOOLS)
+
+
+def test_texts_with_the_same_calls_vote_together() -> None:
+    one, same, other = (render([Call(name="play", arguments=a)]) for a in ({"a": "x", "b": "y"}, {"b": "Y", "a": "x"}, {"a": "x"}))
+    assert most_common([other, one, same]) == one
+    assert most_common(["no", "<tool_call>", "never"]) == "no"

@@ -19,7 +19,7 @@ from supertiny.records import Call, Completion, Message, Prompt, Tool
 from supertiny.tasks.base import Pretrainable, load_task
 from supertiny.tasks.calls import render
 from supertiny.tasks.files.task import FileTask
-from supertiny.tasks.files.teacher import REFUSAL, most_common
+from supertiny.tasks.files.teacher import REFUSAL
 
 TOOLS = [
     {
@@ -292,8 +292,3 @@ def test_votes_keep_what_most_sound_drafts_say(options: dict[str, Any]) -> None:
     texts = [play(artist="on"), play(artist="Björk"), play(artist="Prince"), play(artist="björk"), play(artist="Prince")]
     answer, _ = taught({**options, "votes": 5, "temperature": 0.5}, texts)
     assert answer.text == play(artist="Björk")
-
-
-def test_texts_with_the_same_calls_vote_together() -> None:
-    one, same, other = play(artist="a", track="b"), play(track="B", artist="a"), play(artist="a")
-    assert most_common([other, one, same]) == one

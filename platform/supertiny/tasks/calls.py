@@ -1,4 +1,4 @@
-"""Function calls as text: write, parse, match and grade them.
+"""Function calls as text: write, parse, match, grade and count them.
 
 The text is what Qwen's and Hermes' chat templates use, and what vLLM's `hermes` tool parser reads:
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,6 +91,20 @@ def check_schema(calls: Sequence[Call], tools: Sequence[Tool]) -> None:
             validator_for(schema)(schema).validate(call.arguments)  # jsonschema.validate also checks the schema: 200 times slower
         except jsonschema.ValidationError as error:
             raise MalformedCall(f"{call.name}: {error.message}") from None
+
+
+def most_common(texts: Sequence[str]) -> str:
+    """The text whose calls most texts share, the first of them; `texts` is not empty."""
+    counts = Counter(map(meaning, texts))
+    return max(texts, key=lambda text: counts[meaning(text)])
+
+
+def meaning(text: str) -> str:
+    """The same for texts whose calls match; one for all texts without a call, and malformed ones stand for themselves."""
+    try:
+        return json.dumps(sorted(_canonical(call) for call in parse(text)))
+    except MalformedCall:
+        return text
 
 
 def _parse_block(block: str) -> Call:

@@ -1,11 +1,11 @@
-"""The teacher pipeline: route to a tool, fill in its arguments, check them by executing, repair once, score the answer.
+"""The teacher pipeline: route to a tool, fill in its arguments, check them by executing, repair once, answer, vote where that differs.
 
 Each step is one call of the same model, which a short system message tells the step:
 
     route              -> `set_light`, or `none`
     fill set_light     -> `{"room": "kitchen", "power": "on"}`
     ... and the error  -> the arguments again, repaired
-    (no system message)-> the student's format; only scored, never generated
+    (no system message)-> the answer in the student's format, a second opinion; more of them are drawn where the two differ
 """
 
 from __future__ import annotations
@@ -17,30 +17,42 @@ from supertiny.llm.base import Llm, Sampling
 from supertiny.records import Call, Completion, Message, Prompt, Usage
 from supertiny.tasks.assistant.home import Home
 from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS, WORD_FOR_WORD
-from supertiny.tasks.calls import check_schema, render
+from supertiny.tasks.calls import check_schema, meaning, most_common, parse, render
 
 REFUSAL = "I can't do that."
 NO_TOOL = "none"
 _ROUTE_TOKENS = 12
 _FILL_TOKENS = 96
+_ANSWER_TOKENS = 128
+_DRAFTS = 3
+_DRAFT_TEMPERATURE = 0.7
 
 
 async def solve(prompt: Prompt, llm: Llm, temperature: float, top_k: int) -> Completion:
     """The pipeline's answer to one prompt in the student's format, with the model's top-k over its tokens and the usage of all calls.
 
     Args:
-        temperature: of the sampled arguments; the route is greedy.
-        top_k: how many tokens a position the score keeps.
+        temperature: of the arguments and the answer; the route is greedy.
+        top_k: how many tokens a position keeps.
     """
+    filled, usage = await _filled(prompt, llm, temperature)
+    sampling = Sampling(temperature=temperature, max_tokens=_ANSWER_TOKENS)
+    answer = (await llm.complete(prompt.messages, tools=TOOLS, sampling=sampling, logprobs=top_k))[0]
+    if meaning(answer.text) == meaning(filled):
+        return answer.model_copy(update={"usage": usage + answer.usage})
+    voted, drafted = await _vote(prompt, [filled, answer.text], llm, seed=None if temperature else 0)
+    scored = await llm.score(prompt.messages, voted, tools=TOOLS, logprobs=top_k)
+    return scored.model_copy(update={"text": voted, "usage": usage + answer.usage + drafted + scored.usage})
+
+
+async def _filled(prompt: Prompt, llm: Llm, temperature: float) -> tuple[str, Usage]:
+    """The answer by routing and filling."""
     routed = (await llm.complete(route_messages(prompt.messages), sampling=Sampling(max_tokens=_ROUTE_TOKENS)))[0]
-    tool, usage = routed.text.strip(), routed.usage
-    text = REFUSAL
-    if tool in ARGUMENTS:
-        call, filled = await _fill(prompt, tool, llm, Sampling(temperature=temperature, max_tokens=_FILL_TOKENS))
-        usage += filled
-        text = render([call]) if call else REFUSAL
-    answer = await llm.score(prompt.messages, text, tools=TOOLS, logprobs=top_k)
-    return answer.model_copy(update={"text": text, "usage": usage + answer.usage})
+    tool = routed.text.strip()
+    if tool not in ARGUMENTS:
+        return REFUSAL, routed.usage
+    call, usage = await _fill(prompt, tool, llm, Sampling(temperature=temperature, max_tokens=_FILL_TOKENS))
+    return render([call]) if call else REFUSAL, routed.usage + usage
 
 
 async def _fill(prompt: Prompt, tool: str, llm: Llm, sampling: Sampling) -> tuple[Call | None, Usage]:
@@ -52,6 +64,14 @@ async def _fill(prompt: Prompt, tool: str, llm: Llm, sampling: Sampling) -> tupl
         return _read(tool, first.text), first.usage
     again = (await llm.complete(repair_messages(messages, first.text, error), sampling=Sampling(max_tokens=_FILL_TOKENS)))[0]
     return _read(tool, again.text) or _read(tool, first.text), first.usage + again.usage
+
+
+async def _vote(prompt: Prompt, opinions: list[str], llm: Llm, seed: int | None) -> tuple[str, Usage]:
+    """What most sound ones of the opinions and of a few drafts more say, the first opinion where none is sound."""
+    sampling = Sampling(temperature=_DRAFT_TEMPERATURE, max_tokens=_ANSWER_TOKENS, seed=seed)
+    drafts = await llm.complete(prompt.messages, tools=TOOLS, n=_DRAFTS, sampling=sampling)
+    sound = [text for text in (*opinions, *(draft.text for draft in drafts)) if _is_sound(prompt.messages, text)]
+    return most_common(sound or opinions), sum((draft.usage for draft in drafts), Usage(calls=0))
 
 
 def route_messages(messages: list[Message]) -> list[Message]:
@@ -72,8 +92,10 @@ def repair_messages(messages: list[Message], arguments: str, error: str) -> list
 def problem(messages: list[Message], tool: str, arguments: str) -> str | None:
     """What is wrong with arguments as the model wrote them, found by schema, by executing them in a scratch home, and in the request."""
     call = _read(tool, arguments)
-    if call is None:
-        return "not a JSON object"
+    return "not a JSON object" if call is None else _fault(messages, call)
+
+
+def _fault(messages: list[Message], call: Call) -> str | None:
     try:
         check_schema([call], TOOLS)
         Home().execute(call)
@@ -82,6 +104,13 @@ def problem(messages: list[Message], tool: str, arguments: str) -> str | None:
     request = str(messages[-1].get("content", "")).casefold()
     foreign = [value for key, value in call.arguments.items() if key in WORD_FOR_WORD and value.strip().casefold() not in request]
     return f"not in the request: {foreign[0]}" if foreign else None
+
+
+def _is_sound(messages: list[Message], text: str) -> bool:
+    try:
+        return all(_fault(messages, call) is None for call in parse(text))
+    except MalformedCall:
+        return False
 
 
 def _read(tool: str, arguments: str) -> Call | None:

@@ -5,14 +5,11 @@ The drafts are in the student's format already, so one skill of the model serves
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 
-from supertiny.errors import MalformedCall
 from supertiny.llm.base import Llm, Sampling
 from supertiny.records import Completion, Prompt, Record, Tool
-from supertiny.tasks.calls import parse
+from supertiny.tasks.calls import most_common
 
 REFUSAL = "I can't do that."
 _REDRAFT_TEMPERATURE = 0.7
@@ -46,17 +43,3 @@ async def solve(prompt: Prompt, llm: Llm, tools: Sequence[Tool], is_sound: Calla
     text = most_common(sound) if sound else drafts[0].text
     answer = await llm.score(prompt.messages, text, tools=tools, logprobs=settings.top_k)
     return answer.model_copy(update={"text": text, "usage": sum(usages, answer.usage)})
-
-
-def most_common(texts: Sequence[str]) -> str:
-    """The text whose calls most texts share, the first of them; `texts` is not empty."""
-    counts = Counter(map(_meaning, texts))
-    return max(texts, key=lambda text: counts[_meaning(text)])
-
-
-def _meaning(text: str) -> str:
-    """The same for texts with the same calls, up to the order of arguments and case; one for all texts without a call."""
-    try:
-        return json.dumps([call.model_dump() for call in parse(text)], sort_keys=True).casefold()
-    except MalformedCall:
-        return text
