@@ -1,0 +1,208 @@
+"""The loss terms from hidden states and the output embedding, some positions at a time: a batch's logits never exist together.
+
+A language model's logits are its largest tensor by far (2,048 tokens of a vocabulary of 151,936 take 1.2 GB in float32), and a plain
+distillation loss holds several of that shape. Here a chunk of positions goes through the output embedding, the loss and the gradient
+before the next one, all in the forward pass (as in Liger's fused cross-entropy, arXiv 2410.10989): for the backward pass no logits
+have to be kept, or computed again.
+
+Within a chunk the terms see the logits only through a few numbers a position, so that the gradient takes one pass over the vocabulary.
+
+Shapes: N positions, C those of one chunk, D model width, V vocabulary, K kept teacher tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from supertiny.train.losses import TERMS, Student, Taught, divergent, has_teacher
+
+CHUNK_LOGITS = 2**25
+"""Logits that one chunk may hold: 134 MB in float32."""
+WEIGHT_ROWS = 4096
+"""Rows of the output embedding whose gradient is added up at once, so that their product stays in the cache."""
+DIVERGENT = "divergent"
+"""Name of the count of positions with a teacher that pass the divergence mask."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which terms are computed, and where."""
+
+    terms: tuple[str, ...]
+    """Keys of `losses.TERMS`."""
+    min_divergence: float | None = None
+    """Positions whose forward KL is below this, in nats, count for no term; those without a teacher always count."""
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What `chunked_losses` sums up: the terms and, with a mask, the positions that pass it."""
+        return self.terms if self.min_divergence is None else (*self.terms, DIVERGENT)
+
+
+def chunked_losses(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    taught: Taught,
+    objective: Objective,
+    scales: Sequence[float],
+    chunk_logits: int = CHUNK_LOGITS,
+) -> tuple[Tensor, Tensor]:
+    """The terms summed over N positions: scaled and added up, with a gradient, and each of `objective.sums`, without.
+
+    However large N is, it holds `chunk_logits` logits in the type of the hidden states and once more in float32, and the output
+    embedding's gradient in float32. Logits are rounded to the type of the hidden states, as a model's own head rounds them; all that
+    comes after is computed in at least float32.
+
+    Args:
+        hidden_ND: the decoder's output at the positions, after its last norm.
+        weight_VD: the output embedding, of the same type; logits are `hidden_ND @ weight_VD.T`, nothing added and nothing capped.
+        scales: a factor for each term.
+        chunk_logits: a bound, but a chunk has at least one position.
+
+    Returns:
+        float (), and float (number of sums,).
+    """
+    loss, sums = _ChunkedLosses.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, taught, objective, scales, chunk_logits, torch.is_grad_enabled()
+    )
+    return loss, sums
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    """Losses and gradients in one pass; backward only multiplies by the gradient of what became of the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        taught: Taught,
+        objective: Objective,
+        scales: Sequence[float],
+        chunk_logits: int,
+        grad_enabled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden_ND.dtype, torch.float32)
+        size = max(1, min(len(hidden_ND), chunk_logits // len(weight_VD)))
+        logits_CV = hidden_ND.new_empty(size, len(weight_VD))
+        work_CV = torch.empty_like(logits_CV, dtype=wide) if wide != hidden_ND.dtype else logits_CV
+        factors_T = hidden_ND.new_tensor(scales, dtype=wide)
+        sums = hidden_ND.new_zeros(len(objective.sums), dtype=wide)
+        for_hidden, for_weight = (needed and grad_enabled for needed in ctx.needs_input_grad[:2])
+        ctx.hidden_gradient = torch.empty_like(hidden_ND) if for_hidden else None
+        weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if for_weight else None
+        for start in range(0, len(hidden_ND), size):
+            part = slice(start, start + size)
+            hidden_CD, chunk = hidden_ND[part], taught.part(part)
+            logits = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(hidden_CD)])
+            work = logits if work_CV is logits_CV else work_CV[: len(hidden_CD)].copy_(logits)
+            reduced = _reduce(work, chunk, objective)
+            chunk_sums, gradients = _evaluate(reduced, chunk, objective, factors_T)
+            sums += chunk_sums
+            if not (for_hidden or for_weight):
+                continue
+            gradient = _logits_gradient(reduced, gradients, chunk)
+            gradient = gradient if gradient is logits else logits.copy_(gradient)
+            if ctx.hidden_gradient is not None:
+                torch.mm(gradient, weight_VD, out=ctx.hidden_gradient[part])
+            if weight_gradient is not None:
+                _add_product(weight_gradient, gradient, hidden_CD)
+        ctx.weight_gradient = None if weight_gradient is None else weight_gradient.to(weight_VD.dtype)
+        ctx.mark_non_differentiable(sums)
+        return factors_T @ sums[: len(factors_T)], sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (ctx.hidden_gradient, ctx.weight_gradient)
+        return (*(None if gradient is None else gradient * outer for gradient in gradients), *[None] * 5)
+
+
+class _Seen(NamedTuple):
+    """The few numbers of a chunk of logits that the terms are made of; what they have no gradient to, they do not see."""
+
+    target_C1: Tensor
+    """Logit of the completion's token."""
+    kept_CK: Tensor
+    """Logits of the tokens that the teacher kept."""
+    tail_C1: Tensor
+    """Log-sum-exp of the logits of all others."""
+    top_CK: Tensor
+    """The largest of those, in falling order; as many as a term looks at."""
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """A chunk of logits, reduced to what is seen of it, and what leads from there back to the logits."""
+
+    seen: _Seen
+    others_CV: Tensor
+    """In the memory of the logits: exp(logit - the largest of the others), 0 at the tokens that the teacher kept."""
+    total_C1: Tensor
+    """Their sum."""
+    top_ids_CK: Tensor
+
+
+def _reduce(logits_CV: Tensor, taught: Taught, objective: Objective) -> _Reduced:
+    """The logits are overwritten."""
+    target_C1 = logits_CV.gather(-1, taught.targets_N[:, None])
+    kept_CK = logits_CV.gather(-1, taught.teacher_ids_NK)
+    rows, places = (taught.teacher_logprobs_NK > float("-inf")).nonzero(as_tuple=True)
+    logits_CV[rows, taught.teacher_ids_NK[rows, places]] = float("-inf")
+    top_CK, top_ids_CK = logits_CV.topk(kept_CK.shape[-1] if "tail_penalty" in objective.terms else 0)
+    most_C1 = logits_CV.amax(-1, keepdim=True)
+    others_CV = logits_CV.sub_(most_C1).exp_()
+    total_C1 = others_CV.sum(-1, keepdim=True)
+    return _Reduced(_Seen(target_C1, kept_CK, most_C1 + total_C1.log(), top_CK), others_CV, total_C1, top_ids_CK)
+
+
+def _evaluate(reduced: _Reduced, taught: Taught, objective: Objective, factors_T: Tensor) -> tuple[Tensor, _Seen]:
+    """`objective.sums` over the chunk, and the gradient of the scaled terms to what is seen of it."""
+    seen = _Seen(*(numbers.requires_grad_() for numbers in reduced.seen))
+    teacher_logprobs_CK = taught.teacher_logprobs_NK.to(factors_T.dtype)
+    with torch.enable_grad():
+        student = _student(seen, teacher_logprobs_CK)
+        values_TC = torch.stack([TERMS[name](student, teacher_logprobs_CK) for name in objective.terms])
+        passed = []
+        if objective.min_divergence is not None:
+            taught_C = has_teacher(teacher_logprobs_CK)
+            divergent_C = divergent(student, teacher_logprobs_CK, objective.min_divergence)
+            values_TC = values_TC * (divergent_C | ~taught_C)
+            passed.append((divergent_C & taught_C).sum(0, keepdim=True))
+        sums_T = values_TC.sum(-1)
+        gradients = torch.autograd.grad(factors_T @ sums_T, seen, materialize_grads=True)
+    return torch.cat([sums_T.detach(), *passed]), _Seen(*gradients)
+
+
+def _student(seen: _Seen, teacher_logprobs_CK: Tensor) -> Student:
+    kept_CK = seen.kept_CK.masked_fill(teacher_logprobs_CK == float("-inf"), float("-inf"))
+    norm_C1 = torch.cat([seen.tail_C1, kept_CK], -1).logsumexp(-1, keepdim=True)
+    width = seen.top_CK.shape[-1]
+    rank_CK = torch.arange(width, device=norm_C1.device) + (kept_CK[:, None, :] > seen.top_CK[:, :, None]).sum(-1)
+    return Student(
+        target_N=(seen.target_C1 - norm_C1)[:, 0],
+        kept_NK=seen.kept_CK - norm_C1,
+        tail_N=(seen.tail_C1 - norm_C1)[:, 0],
+        confident_NK=(seen.top_CK - norm_C1).masked_fill(rank_CK >= width, float("-inf")),
+    )
+
+
+def _logits_gradient(reduced: _Reduced, gradients: _Seen, taught: Taught) -> Tensor:
+    """(C, V), in the memory of the logits."""
+    gradient_CV = reduced.others_CV.mul_(gradients.tail_C1 / reduced.total_C1)
+    gradient_CV.scatter_add_(-1, taught.teacher_ids_NK, gradients.kept_CK)
+    gradient_CV.scatter_add_(-1, reduced.top_ids_CK, gradients.top_CK)
+    return gradient_CV.scatter_add_(-1, taught.targets_N[:, None], gradients.target_C1)
+
+
+def _add_product(sum_VD: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+    """sum_VD += gradient_CV.T @ hidden_CD."""
+    for start in range(0, len(sum_VD), WEIGHT_ROWS):
+        rows = slice(start, start + WEIGHT_ROWS)
+        sum_VD[rows] += gradient_CV[:, rows].T @ hidden_CD
