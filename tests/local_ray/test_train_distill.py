@@ -83,6 +83,37 @@ def test_a_student_learns_the_rollouts_and_is_published_as_a_plain_model_folder(
     assert [step for step, _ in steps_and_losses(undisturbed)] == list(range(1, NUM_STEPS + 1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "values", [{"num_workers": 1}, {"num_workers": 4}, {"zero_stage": 2}, {"zero_stage": 3}], ids=["1 x 4", "4 x 1", "ZeRO 2", "ZeRO 3"]
+)
+def test_workers_accumulation_and_zero_leave_the_loss_curve_as_it_is(
+    values: dict[str, int], undisturbed: Path, inputs: Path, tmp_path: Path
+) -> None:
+    losses = zip(steps_and_losses(distill(config_in(tmp_path, inputs, **values)).path), steps_and_losses(undisturbed), strict=True)
+    assert all(one[1] == pytest.approx(other[1], rel=0.05) for one, other in losses)  # they round in another order
+
+
+@pytest.mark.slow
+def test_every_named_term_and_the_mask_are_in_the_metrics_of_every_step(inputs: Path, tmp_path: Path) -> None:
+    weights = {"cross_entropy": 1.0, "forward_kl": 0.5, "tail_penalty": 10.0}
+    artifact = distill(config_in(tmp_path, inputs, epochs=1.0, losses=weights, min_divergence=0.01))
+    for step in read_metrics(artifact.path / "metrics.jsonl"):
+        assert step["loss"] == pytest.approx(sum(weight * step[name] for name, weight in weights.items()))
+        assert 0 < step["divergent_fraction"] <= 1
+        assert 0 < step["tail_penalty"] < 1
+    assert {"cross_entropy_last", "forward_kl_last", "tail_penalty_last"} <= artifact.manifest.metrics.keys()
+
+
+def test_terms_of_a_teacher_are_refused_for_rollouts_without_one(inputs: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, inputs, rollouts="without")
+    publish_rollouts(tmp_path, gold_rollouts(assistant_tokenizer(), 1), "without")
+    with pytest.raises(
+        ConfigError, match=r"losses.forward_kl without effect: none of the 1 rows .* train on \[losses\] cross_entropy alone"
+    ):
+        distill(config)
+
+
 def test_a_finished_distillation_is_not_done_again(undisturbed: Path, inputs: Path) -> None:
     started = time.monotonic()
     assert distill(config_in(undisturbed.parent, inputs)).path == undisturbed
@@ -132,7 +163,7 @@ def test_a_killed_worker_is_replaced_and_all_go_on_from_the_last_checkpoint(undi
 @pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_at_once_and_names_its_rollouts(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFinite, match=r"not finite in a batch of the rollouts \S+/0"):
-        distill(config_in(tmp_path, inputs, learning_rate=1.0, gradient_clip=1e30, forward_kl_weight=1e38))
+        distill(config_in(tmp_path, inputs, learning_rate=1.0, gradient_clip=1e30, losses={"forward_kl": 1e38}))
 
 
 def test_more_workers_than_the_cluster_has_cpus_are_refused(inputs: Path, tmp_path: Path) -> None:

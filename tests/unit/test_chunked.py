@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from supertiny.train.chunked import Objective, chunked_losses
+from supertiny.train.chunked import chunked_losses
 from supertiny.train.losses import TERMS, Taught, divergent, has_teacher
+from supertiny.train.objective import Objective
 
 WIDTH, VOCABULARY, KEPT = 6, 19, 4
 ALL = Objective(tuple(TERMS))

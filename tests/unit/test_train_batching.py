@@ -1,15 +1,20 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_rollouts import KEPT, assistant_tokenizer, gold_rollouts
+from tiny_rollouts import assistant_tokenizer, gold_rollouts
 
-from supertiny.errors import CorruptArtifact
+from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.llm.chat import prompt_token_ids
 from supertiny.records import Completion, Rollout
 from supertiny.train.batching import batches, collate, num_steps, share
+from supertiny.train.config import DistillConfig, LossWeights
+from supertiny.train.losses import has_teacher
+from supertiny.train.objective import check_teacher
 from supertiny.train.packing import PackedRows, pack, read_rows, write_rows
 
 LENGTHS = np.array([7, 3, 9, 4, 6, 5, 8, 3, 10, 4, 5])
@@ -105,18 +110,37 @@ def test_a_micro_batch_predicts_each_completion_token_from_the_token_before_it(r
     micro = collate(packed, np.array([1, 4]))
     targets = [token for row in (1, 4) for token in rollouts[row].completion.token_ids]
     flat = micro.tokens_BT.flatten()
-    assert micro.targets_N.tolist() == targets
+    assert micro.taught.targets_N.tolist() == targets
     assert flat[micro.predictors_N + 1].tolist() == targets
     assert micro.mask_BT.sum(1).tolist() == packed.lengths[[1, 4]].tolist()
 
 
-def test_a_row_without_teacher_contributes_cross_entropy_alone(rollouts: list[Rollout], packed: PackedRows) -> None:
-    micro = collate(packed, np.array([0, 1]))  # row 0 has none
-    without = len(rollouts[0].completion.token_ids)
-    assert micro.with_teacher_M.tolist() == list(range(without, len(micro.targets_N)))
-    assert micro.teacher_ids_MK.shape == (len(rollouts[1].completion.token_ids), KEPT)
-    assert packed.teacher_tokens(np.array([0, 1])) == len(micro.with_teacher_M)
-    assert packed.completion_tokens(np.array([0, 1])) == len(micro.targets_N)
+def test_a_micro_batch_has_the_teachers_top_k_at_the_tokens_of_the_rows_that_have_it(rollouts: list[Rollout], packed: PackedRows) -> None:
+    taught = collate(packed, np.array([0, 1])).taught  # row 0 has none
+    without, top_k = len(rollouts[0].completion.token_ids), rollouts[1].completion.top_k
+    assert top_k is not None
+    assert taught.teacher_ids_NK[without:].tolist() == top_k.ids
+    assert torch.equal(taught.teacher_logprobs_NK[without:], torch.tensor(top_k.logprobs))
+    assert has_teacher(taught.teacher_logprobs_NK).tolist() == [False] * without + [True] * len(top_k.ids)
+    assert packed.teacher_tokens(np.array([0, 1])) == len(top_k.ids)
+    assert packed.completion_tokens(np.array([0, 1])) == len(taught.targets_N)
+
+
+def test_rows_of_which_none_has_a_teacher_are_collated_with_nothing_kept(rollouts: list[Rollout], tokenizer: object) -> None:
+    packed = pack(rollouts[:1], tokenizer, 1024)
+    assert collate(packed, np.array([0])).taught.teacher_ids_NK.shape == (len(rollouts[0].completion.token_ids), 0)
+
+
+@pytest.mark.parametrize("values", [{"losses": {"tail_penalty": 1.0}}, {"losses": {"cross_entropy": 1.0}, "min_divergence": 0.1}])
+def test_what_the_teachers_top_k_is_needed_for_is_refused_without_any(
+    values: dict[str, Any], rollouts: list[Rollout], packed: PackedRows, tokenizer: object
+) -> None:
+    without = pack([rollouts[0], rollouts[4]], tokenizer, 1024)
+    config = DistillConfig.model_validate(values)
+    with pytest.raises(ConfigError, match=r"(losses.tail_penalty|min_divergence) without effect: none of the 2 rows of /rollouts has"):
+        check_teacher(config, without, Path("/rollouts"))
+    check_teacher(config, packed, Path("/rollouts"))
+    check_teacher(DistillConfig(losses=LossWeights(cross_entropy=1.0)), without, Path("/rollouts"))
 
 
 def test_rollouts_without_token_ids_get_them_from_their_text(rollouts: list[Rollout], packed: PackedRows, tokenizer: object) -> None:

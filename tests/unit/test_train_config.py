@@ -2,7 +2,8 @@ import pytest
 
 from supertiny.config import validate
 from supertiny.errors import ConfigError
-from supertiny.train.config import DistillConfig, RlConfig
+from supertiny.train.config import WHOLE_TEACHER, DistillConfig, LossWeights, RlConfig
+from supertiny.train.losses import TERMS
 from supertiny.train.schedule import learning_rate
 
 
@@ -13,8 +14,39 @@ def test_a_batch_must_be_whole_micro_batches_on_every_worker() -> None:
 
 
 def test_a_distillation_without_any_loss_is_refused() -> None:
-    with pytest.raises(ConfigError, match="nothing would be learnt"):
-        validate(DistillConfig, {"cross_entropy_weight": 0, "forward_kl_weight": 0}, "test")
+    with pytest.raises(ConfigError, match="losses: no term has a weight: nothing would be learnt"):
+        validate(DistillConfig, {"losses": {}}, "test")
+
+
+def test_the_loss_is_exactly_the_terms_that_are_named() -> None:
+    assert validate(DistillConfig, {}, "test").losses.weights() == {"cross_entropy": 1, "forward_kl": 1}
+    named = validate(DistillConfig, {"losses": {"forward_kl": 2, "tail_penalty": 10}}, "test")
+    assert named.losses.weights() == {"forward_kl": 2, "tail_penalty": 10}
+
+
+def test_an_unknown_term_is_refused_with_the_names_of_those_there_are() -> None:
+    with pytest.raises(
+        ConfigError, match="no such term: forwad_kl; the terms are cross_entropy, forward_kl, tail_penalty, reverse_kl, jsd"
+    ):
+        validate(DistillConfig, {"losses": {"forwad_kl": 1}}, "test")
+
+
+@pytest.mark.parametrize("weight", [0, -1])
+def test_a_term_has_a_positive_weight_or_is_left_out(weight: float) -> None:
+    with pytest.raises(ConfigError, match=r"losses\.tail_penalty: Input should be greater than 0"):
+        validate(DistillConfig, {"losses": {"cross_entropy": 1, "tail_penalty": weight}}, "test")
+
+
+@pytest.mark.parametrize("name", WHOLE_TEACHER)
+def test_a_term_over_the_whole_vocabulary_is_refused_where_rollouts_keep_the_top_k(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"losses.{name} needs the teacher's distribution over the whole vocabulary.*use losses.forward_kl"
+    ):
+        validate(DistillConfig, {"losses": {"cross_entropy": 1, name: 1}}, "test")
+
+
+def test_every_term_of_the_config_has_its_function() -> None:
+    assert [*TERMS, *WHOLE_TEACHER] == list(LossWeights.model_fields)
 
 
 def test_a_batch_of_completions_must_be_whole_groups() -> None:
@@ -29,6 +61,7 @@ def test_a_batch_of_completions_must_be_whole_groups() -> None:
         (DistillConfig, {"zero_stage": 4}),
         (DistillConfig, {"epochs": -1}),
         (DistillConfig, {"warmup_fraction": 1}),
+        (DistillConfig, {"min_divergence": 0}),
         (RlConfig, {"group_size": 1}),
         (RlConfig, {"temperature": 0}),
         (RlConfig, {"kl_coef": -0.1}),

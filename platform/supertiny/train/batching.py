@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from supertiny.train.losses import Taught
 from supertiny.train.packing import PackedRows
 
 Rows = NDArray[np.int64]
@@ -22,18 +24,15 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B rows, right-padded to T tokens, with N completion tokens to predict, M of them with the teacher's top-k."""
+    """B rows, right-padded to T tokens, with N completion tokens to predict."""
 
     tokens_BT: Tensor
     mask_BT: Tensor
     """1 for tokens, 0 for padding."""
     predictors_N: Tensor
     """Index into the flattened (B * T,) positions of the token before each completion token: where it is predicted."""
-    targets_N: Tensor
-    with_teacher_M: Tensor
-    """Index into the N."""
-    teacher_ids_MK: Tensor
-    teacher_logprobs_MK: Tensor
+    taught: Taught
+    """What is to be predicted there."""
 
 
 def num_steps(num_rows: int, batch: int, epochs: float) -> int:
@@ -64,8 +63,7 @@ def collate(packed: PackedRows, rows: Rows) -> MicroBatch:
     width = int(packed.lengths[rows].max())
     tokens_BT = np.zeros((len(rows), width), np.int64)
     mask_BT = np.zeros((len(rows), width), np.int64)
-    predictors, targets, with_teacher, teacher = [], [], [], []
-    seen = 0
+    predictors, targets, ids, logprobs = [], [], [], []
     for b, row in enumerate(rows):
         tokens = packed.tokens_L[packed.row_starts_R[row] : packed.row_starts_R[row + 1]]
         tokens_BT[b, : len(tokens)] = tokens
@@ -73,20 +71,24 @@ def collate(packed: PackedRows, rows: Rows) -> MicroBatch:
         prompt_length = int(packed.prompt_lengths_R[row])
         predictors.append(b * width + np.arange(prompt_length - 1, len(tokens) - 1))
         targets.append(tokens[prompt_length:])
-        kept = np.arange(packed.top_k_starts_R[row], packed.top_k_starts_R[row + 1])
-        with_teacher.append(seen + np.arange(len(kept)))
-        teacher.append(kept)
-        seen += len(tokens) - prompt_length
-    kept_M = np.concatenate(teacher)
+        kept = slice(packed.top_k_starts_R[row], packed.top_k_starts_R[row + 1])
+        ids.append(_or_nothing(packed.top_k_ids_MK[kept], len(targets[-1]), 0))
+        logprobs.append(_or_nothing(packed.top_k_logprobs_MK[kept], len(targets[-1]), -np.inf))
     return MicroBatch(
         tokens_BT=torch.from_numpy(tokens_BT),
         mask_BT=torch.from_numpy(mask_BT),
         predictors_N=torch.from_numpy(np.concatenate(predictors)),
-        targets_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
-        with_teacher_M=torch.from_numpy(np.concatenate(with_teacher)),
-        teacher_ids_MK=torch.from_numpy(packed.top_k_ids_MK[kept_M].astype(np.int64)),
-        teacher_logprobs_MK=torch.from_numpy(np.array(packed.top_k_logprobs_MK[kept_M])),
+        taught=Taught(
+            targets_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            teacher_ids_NK=torch.from_numpy(np.concatenate(ids).astype(np.int64)),
+            teacher_logprobs_NK=torch.from_numpy(np.concatenate(logprobs)),
+        ),
     )
+
+
+def _or_nothing(top_k_MK: NDArray[Any], num_tokens: int, fill: float) -> NDArray[Any]:
+    """A row's top-k, or as many positions of `fill` where it has none."""
+    return top_k_MK if len(top_k_MK) else np.full((num_tokens, top_k_MK.shape[1]), fill, top_k_MK.dtype)
 
 
 @lru_cache(maxsize=2)

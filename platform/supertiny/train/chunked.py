@@ -21,28 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from supertiny.train.losses import TERMS, Student, Taught, divergent, has_teacher
+from supertiny.train.objective import Objective
 
 CHUNK_LOGITS = 2**25
 """Logits that one chunk may hold: 134 MB in float32."""
 WEIGHT_ROWS = 4096
 """Rows of the output embedding whose gradient is added up at once, so that their product stays in the cache."""
-DIVERGENT = "divergent"
-"""Name of the count of positions with a teacher that pass the divergence mask."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Which terms are computed, and where."""
-
-    terms: tuple[str, ...]
-    """Keys of `losses.TERMS`."""
-    min_divergence: float | None = None
-    """Positions whose forward KL is below this, in nats, count for no term; those without a teacher always count."""
-
-    @property
-    def sums(self) -> tuple[str, ...]:
-        """What `chunked_losses` sums up: the terms and, with a mask, the positions that pass it."""
-        return self.terms if self.min_divergence is None else (*self.terms, DIVERGENT)
 
 
 def chunked_losses(

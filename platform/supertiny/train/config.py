@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from supertiny.config import StageConfig
+from supertiny.config import Config, StageConfig
+
+WHOLE_TEACHER = ("reverse_kl", "jsd")
+"""Loss terms that need the teacher's distribution over the whole vocabulary."""
 
 
 class TrainConfig(StageConfig):
@@ -56,6 +60,39 @@ class TrainConfig(StageConfig):
         return self
 
 
+class LossWeights(Config):
+    """The terms of a distillation's loss: each that is named has this weight, the others are not computed."""
+
+    cross_entropy: float | None = Field(None, gt=0)
+    """Cross-entropy on the completion's tokens; alone, it is rejection-sampling fine-tuning."""
+    forward_kl: float | None = Field(None, gt=0)
+    """Forward KL, teacher to student, over the teacher's top-k tokens and, as one more outcome, all others."""
+    tail_penalty: float | None = Field(None, gt=0)
+    """Probability of those of the student's k likeliest tokens that the teacher did not keep (STAR: weight 10 beside the forward KL)."""
+    reverse_kl: float | None = Field(None, gt=0)
+    """Reverse KL, student to teacher, over the whole vocabulary; not from rollouts, which keep the top-k alone."""
+    jsd: float | None = Field(None, gt=0)
+    """Generalised Jensen-Shannon divergence over the whole vocabulary; not from rollouts, likewise."""
+
+    def weights(self) -> dict[str, float]:
+        """The terms that are used."""
+        return {name: weight for name, weight in self if weight is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, values: Any) -> Any:
+        unknown = [str(name) for name in values if name not in cls.model_fields] if isinstance(values, Mapping) else []
+        if unknown:
+            raise ValueError(f"no such term: {', '.join(unknown)}; the terms are {', '.join(cls.model_fields)}")
+        return values
+
+    @model_validator(mode="after")
+    def _some_term(self) -> LossWeights:
+        if not self.weights():
+            raise ValueError("no term has a weight: nothing would be learnt")
+        return self
+
+
 class DistillConfig(TrainConfig):
     """Teach the student the accepted completions and the teacher's token distribution over them."""
 
@@ -71,17 +108,22 @@ class DistillConfig(TrainConfig):
     """Times that every row is seen; a fraction stops in the middle of a pass."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together, in tokens; longer rows are left out and counted."""
-    cross_entropy_weight: float = Field(1.0, ge=0)
-    """Weight of the cross-entropy on the completion's tokens."""
-    forward_kl_weight: float = Field(1.0, ge=0)
-    """Weight of the forward KL to the teacher's top-k tokens; rows without them contribute cross-entropy alone."""
+    losses: LossWeights = LossWeights(cross_entropy=1.0, forward_kl=1.0)
+    """Weights of the loss terms, each a mean over its tokens; given at all, exactly the terms given. Tokens of rows without the teacher's
+    top-k contribute cross-entropy alone."""
+    min_divergence: float | None = Field(None, gt=0)
+    """Tokens whose forward KL is below this, in nats, teach nothing, by any term (they still count in the means); None masks no token."""
     zero_stage: Literal[1, 2, 3] = 1
     """DeepSpeed ZeRO: what the workers share out; 1 optimizer state, 2 gradients too, 3 weights too."""
 
     @model_validator(mode="after")
-    def _some_loss(self) -> DistillConfig:
-        if self.cross_entropy_weight == 0 and self.forward_kl_weight == 0:
-            raise ValueError("cross_entropy_weight and forward_kl_weight are both 0: nothing would be learnt")
+    def _terms_of_a_cache(self) -> DistillConfig:
+        for name in WHOLE_TEACHER:
+            if name in self.losses.weights():
+                raise ValueError(
+                    f"losses.{name} needs the teacher's distribution over the whole vocabulary, and rollouts keep its top-k tokens alone; "
+                    "use losses.forward_kl, and losses.tail_penalty against what the teacher did not keep"
+                )
         return self
 
 

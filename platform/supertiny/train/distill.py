@@ -15,6 +15,7 @@ from supertiny.train.batching import num_steps
 from supertiny.train.checkpoints import newest_good
 from supertiny.train.config import DistillConfig, TrainConfig
 from supertiny.train.metrics import read_metrics
+from supertiny.train.objective import check_teacher
 from supertiny.train.packing import PackedRows, pack, write_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.students import carry_over, model_size, open_tokenizer
@@ -29,7 +30,8 @@ def distill(config: DistillConfig) -> Artifact:
     Raises:
         MissingInput: the student or the rollouts are not there.
         CorruptArtifact: either is damaged, they do not share a tokenizer, or every checkpoint of a killed run is damaged.
-        ConfigError: no row is short enough for `max_tokens`.
+        ConfigError: no row is short enough for `max_tokens`, no row has the teacher's top-k that a loss term takes, or the student's head
+            is of an unusual kind.
         PlanTooBig: the cluster has fewer CPUs than workers.
         NotFinite: the loss or the gradient became NaN or infinite.
     """
@@ -48,6 +50,7 @@ def _train(config: DistillConfig, student: Artifact, rollouts: Artifact, folder:
     rows = pack(table, open_tokenizer(student.path), config.max_tokens)
     if not rows.rollout_ids:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts.path} has at most {config.max_tokens} tokens; raise max_tokens")
+    check_teacher(config, rows, rollouts.path)
     newest_good(checkpoints_in(folder))
     connect()
     check_fits(config.num_workers)
@@ -66,10 +69,10 @@ def _train(config: DistillConfig, student: Artifact, rollouts: Artifact, folder:
     last = run_workers("supertiny.train.loop:distill_worker", plan, config, folder)
     carry_over(student.path, folder)
     shutil.rmtree(working)
-    return {**model_size(folder), **_summary(last, rows, left_out, plan.num_steps, folder)}
+    return {**model_size(folder), **_summary(last, list(config.losses.weights()), rows, left_out, plan.num_steps, folder)}
 
 
-def _summary(last: Mapping[str, float], rows: PackedRows, left_out: int, steps: int, folder: Path) -> dict[str, Any]:
+def _summary(last: Mapping[str, float], terms: list[str], rows: PackedRows, left_out: int, steps: int, folder: Path) -> dict[str, Any]:
     history = read_metrics(folder / "metrics.jsonl")
     return {
         "rows": len(rows.rollout_ids),
@@ -78,7 +81,6 @@ def _summary(last: Mapping[str, float], rows: PackedRows, left_out: int, steps: 
         "tokens": sum(step["tokens"] for step in history),
         "loss_first": history[0]["loss"],
         "loss_last": last["loss"],
-        "cross_entropy_last": last["cross_entropy"],
-        "forward_kl_last": last["forward_kl"],
+        **{f"{name}_last": last[name] for name in terms},
         "training_seconds": round(sum(step["seconds"] for step in history), 3),
     }

@@ -13,20 +13,20 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
-from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from supertiny.tracking import JsonlTracker
-from supertiny.train.batching import MicroBatch, Rows, batches, collate, share
+from supertiny.train.batching import Rows, batches, collate, share
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import DistillConfig
-from supertiny.train.losses import cross_entropy, forward_kl
 from supertiny.train.metrics import check_finite, keep_until
+from supertiny.train.objective import objective_of
 from supertiny.train.ops import prepare_deepspeed
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.schedule import learning_rate
+from supertiny.train.student_loss import StudentLoss
 
 log = logging.getLogger(__name__)
 STATE = "deepspeed"
@@ -48,7 +48,7 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     metrics_path = plan.output / "metrics.jsonl"
     if worker == 0:
         keep_until(metrics_path, first_step)
-    progress = Progress(JsonlTracker(metrics_path), first_step, plan.num_steps, config.log_every_steps)
+    progress = Progress(JsonlTracker(metrics_path), first_step, plan.num_steps, config)
     for step, batch in enumerate(batches(rows.lengths, config.batch, config.seed, first_step, plan.num_steps), first_step + 1):
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(step, plan.num_steps, config)
@@ -61,27 +61,15 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     return metrics
 
 
-def micro_loss_sums(logits: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the completion tokens, and forward KL over those with a teacher; both in nats.
-
-    Args:
-        logits: (B, T, V).
-    """
-    logits_NV = logits.flatten(0, 1)[batch.predictors_N]
-    entropy = cross_entropy(logits_NV, batch.targets_N).sum()
-    if len(batch.with_teacher_M) == 0:
-        return entropy, torch.zeros_like(entropy)
-    return entropy, forward_kl(logits_NV[batch.with_teacher_M], batch.teacher_ids_MK, batch.teacher_logprobs_MK).sum()
-
-
 class Progress:
     """Writes every step's metrics and, now and then, a line with the time left."""
 
-    def __init__(self, tracker: JsonlTracker, first_step: int, num_steps: int, every: int) -> None:
+    def __init__(self, tracker: JsonlTracker, first_step: int, num_steps: int, config: DistillConfig) -> None:
         self._tracker = tracker
         self._first_step = first_step
         self._num_steps = num_steps
-        self._every = every
+        self._every = config.log_every_steps
+        self._terms = list(config.losses.weights())
         self._started = self._last = time.monotonic()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -92,9 +80,9 @@ class Progress:
         self._tracker.log(metrics, step)
         if step % self._every == 0 or step == self._num_steps:
             left = (now - self._started) / (step - self._first_step) * (self._num_steps - step)
-            line = "step %d/%d: loss %.4f (cross-entropy %.4f, forward KL %.4f), %.0f tokens/s, %.0f s left"
-            terms = (metrics["loss"], metrics["cross_entropy"], metrics["forward_kl"])
-            log.info(line, step, self._num_steps, *terms, metrics["tokens_per_second"], left)
+            terms = ", ".join(f"{name} {metrics[name]:.4f}" for name in self._terms)
+            line = "step %d/%d: loss %.4f (%s), %.0f tokens/s, %.0f s left"
+            log.info(line, step, self._num_steps, metrics["loss"], terms, metrics["tokens_per_second"], left)
 
 
 def _engine(config: DistillConfig, student: Path) -> Any:
@@ -114,31 +102,29 @@ def _engine(config: DistillConfig, student: Path) -> Any:
         },
         "steps_per_print": 10**9,
     }
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=settings)
+    student_loss = StudentLoss(model, objective_of(config))
+    engine, *_ = deepspeed.initialize(model=student_loss, model_parameters=student_loss.parameters(), config=settings)
     engine.train()
     return engine
 
 
 def _step(engine: Any, rows: PackedRows, batch: Rows, micro_batches: list[Rows], config: DistillConfig) -> dict[str, float]:
     """One optimizer update. Each loss term is the mean over its tokens in the whole batch, on all workers."""
-    num_tokens, num_teacher = rows.completion_tokens(batch), max(1, rows.teacher_tokens(batch))
+    weights, names = config.losses.weights(), objective_of(config).sums
+    counts = {name: rows.completion_tokens(batch) if name == "cross_entropy" else max(1, rows.teacher_tokens(batch)) for name in names}
     # DeepSpeed divides by the number of workers and of micro batches; our sums are over tokens, so that is taken back
     scale = dist.get_world_size() * len(micro_batches)
-    sums = torch.zeros(2)
+    sums = torch.zeros(len(names))
     for own in micro_batches:
-        micro = collate(rows, own)
-        logits = engine(input_ids=micro.tokens_BT, attention_mask=micro.mask_BT).logits
-        entropy, kl = micro_loss_sums(logits, micro)
-        loss = config.cross_entropy_weight * entropy / num_tokens + config.forward_kl_weight * kl / num_teacher
-        sums += torch.stack([entropy.detach(), kl.detach()])
+        loss, micro_sums = engine(batch=collate(rows, own), scales=[weight / counts[name] for name, weight in weights.items()])
+        sums += micro_sums
         engine.backward(loss * scale)
         engine.step()
     dist.all_reduce(sums)
-    mean_entropy, mean_kl = float(sums[0]) / num_tokens, float(sums[1]) / num_teacher
+    means = {name: total / counts[name] for name, total in zip(names, sums.tolist(), strict=True)}
     metrics = {
-        "loss": config.cross_entropy_weight * mean_entropy + config.forward_kl_weight * mean_kl,
-        "cross_entropy": mean_entropy,
-        "forward_kl": mean_kl,
+        "loss": sum(weight * means[name] for name, weight in weights.items()),
+        **means,
         "gradient_norm": float(engine.get_global_grad_norm()),
         "tokens": int(rows.lengths[batch].sum()),
     }
@@ -169,7 +155,7 @@ def _resume(engine: Any, root: Path) -> int:
 
 
 def _save_student(engine: Any, output: Path) -> None:
-    model = engine.module
+    model = engine.module.model
     with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=engine.zero_optimization_stage() == 3):
         if dist.get_rank() == 0:
             model.config.use_cache = True

@@ -23,12 +23,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def check_finite(metrics: dict[str, float], rollout_ids: list[str]) -> None:
-    """Raise where a step's loss or gradient is not a number.
+    """Raise where one of a step's metrics is not a number.
 
     Raises:
         NotFinite: with the rollouts of the batch.
     """
-    wrong = [name for name in ("cross_entropy", "forward_kl", "gradient_norm") if not math.isfinite(metrics[name])]
+    wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise NotFinite(
             f"{' and '.join(wrong)} not finite in a batch of the rollouts {', '.join(rollout_ids)}; "

@@ -16,7 +16,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from supertiny.cli import configure_logging
-from supertiny.errors import CorruptArtifact, NoProgress, NotFinite, PlanTooBig, SupertinyError
+from supertiny.errors import ConfigError, CorruptArtifact, NoProgress, NotFinite, PlanTooBig, SupertinyError
 from supertiny.train.config import TrainConfig
 
 KEPT_CHECKPOINTS = 2
@@ -27,7 +27,7 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
 }
 """Variables of every worker process."""
-FOUND_TOGETHER = (NotFinite, CorruptArtifact)
+FOUND_TOGETHER = (NotFinite, CorruptArtifact, ConfigError)
 """Errors that the workers raise at the same point, or none of them does."""
 RAY_TRAIN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
@@ -70,7 +70,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
         folder: the stage's unfinished folder.
 
     Raises:
-        NotFinite, CorruptArtifact: as `work` raised it in every worker; it is not tried again.
+        NotFinite, CorruptArtifact, ConfigError: as `work` raised it in every worker; it is not tried again.
         NoProgress: the workers could not be placed in time.
         RuntimeError: workers were lost, or failed otherwise, more than `max_failures` times; the text has their traceback.
     """
