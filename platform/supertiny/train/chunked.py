@@ -12,6 +12,7 @@ Shapes: N positions, C those of one chunk, D model width, V vocabulary, K kept t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,39 +74,52 @@ class _ChunkedLosses(torch.autograd.Function):
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        size = max(1, min(len(hidden_ND), chunk_logits // len(weight_VD)))
-        logits_CV = hidden_ND.new_empty(size, len(weight_VD))
-        work_CV = torch.empty_like(logits_CV, dtype=wide) if wide != hidden_ND.dtype else logits_CV
-        factors_T = hidden_ND.new_tensor(scales, dtype=wide)
-        sums = hidden_ND.new_zeros(len(objective.sums), dtype=wide)
         for_hidden, for_weight = (needed and grad_enabled for needed in ctx.needs_input_grad[:2])
-        ctx.hidden_gradient = torch.empty_like(hidden_ND) if for_hidden else None
+        hidden_gradient = torch.empty_like(hidden_ND) if for_hidden else None
         weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if for_weight else None
-        for start in range(0, len(hidden_ND), size):
-            part = slice(start, start + size)
-            hidden_CD, chunk = hidden_ND[part], taught.part(part)
-            logits = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(hidden_CD)])
-            work = logits if work_CV is logits_CV else work_CV[: len(hidden_CD)].copy_(logits)
-            reduced = _reduce(work, chunk, objective)
-            chunk_sums, gradients = _evaluate(reduced, chunk, objective, factors_T)
-            sums += chunk_sums
-            if not (for_hidden or for_weight):
-                continue
-            gradient = _logits_gradient(reduced, gradients, chunk)
-            gradient = gradient if gradient is logits else logits.copy_(gradient)
-            if ctx.hidden_gradient is not None:
-                torch.mm(gradient, weight_VD, out=ctx.hidden_gradient[part])
-            if weight_gradient is not None:
-                _add_product(weight_gradient, gradient, hidden_CD)
-        ctx.weight_gradient = None if weight_gradient is None else weight_gradient.to(weight_VD.dtype)
+        factors_T = hidden_ND.new_tensor(scales, dtype=wide)
+        sums = _run(hidden_ND, weight_VD, taught, objective, factors_T, chunk_logits, hidden_gradient, weight_gradient)
+        ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight_VD.dtype))
         ctx.mark_non_differentiable(sums)
         return factors_T @ sums[: len(factors_T)], sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (ctx.hidden_gradient, ctx.weight_gradient)
-        return (*(None if gradient is None else gradient * outer for gradient in gradients), *[None] * 5)
+        return (*(None if gradient is None else gradient * outer for gradient in ctx.saved_tensors), *[None] * 5)
+
+
+def _run(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    taught: Taught,
+    objective: Objective,
+    factors_T: Tensor,
+    chunk_logits: int,
+    hidden_gradient_ND: Tensor | None,
+    weight_gradient_VD: Tensor | None,
+) -> Tensor:
+    """`objective.sums`; the gradients, where given, are filled in and added to. The chunks are of about one size."""
+    num_chunks = math.ceil(len(hidden_ND) / max(1, chunk_logits // len(weight_VD)))
+    size = math.ceil(len(hidden_ND) / max(1, num_chunks))
+    logits_CV = hidden_ND.new_empty(size, len(weight_VD))
+    wide_CV = torch.empty_like(logits_CV, dtype=factors_T.dtype) if factors_T.dtype != hidden_ND.dtype else None
+    sums = factors_T.new_zeros(len(objective.sums))
+    for start in range(0, len(hidden_ND), max(1, size)):
+        hidden_CD, chunk = hidden_ND[start : start + size], taught.part(slice(start, start + size))
+        logits = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(hidden_CD)])
+        reduced = _reduce(logits if wide_CV is None else wide_CV[: len(logits)].copy_(logits), chunk, objective)
+        chunk_sums, gradients = _evaluate(reduced, chunk, objective, factors_T)
+        sums += chunk_sums
+        if hidden_gradient_ND is None and weight_gradient_VD is None:
+            continue
+        wide_gradient = _logits_gradient(reduced, gradients, chunk)
+        gradient = wide_gradient if wide_CV is None else logits.copy_(wide_gradient)
+        if hidden_gradient_ND is not None:
+            torch.mm(gradient, weight_VD, out=hidden_gradient_ND[start : start + size])
+        if weight_gradient_VD is not None:
+            _add_product(weight_gradient_VD, gradient, hidden_CD)
+    return sums
 
 
 class _Seen(NamedTuple):
