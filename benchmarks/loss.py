@@ -35,8 +35,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
-
 from supertiny.train.chunked import chunked_losses
 from supertiny.train.losses import Taught
 from supertiny.train.objective import Objective

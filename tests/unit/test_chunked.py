@@ -136,6 +136,18 @@ def test_gradients_stay_finite_where_the_teacher_has_a_tail_that_the_student_rul
     assert logits.grad[0].tolist() == pytest.approx([0.5, -0.25, -0.25])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_on_a_gpu_sums_and_gradients_are_the_cpus() -> None:
+    hidden, weight, taught = random_case(11)
+    loss, sums = chunked_losses(hidden, weight, taught, ALL, SCALES, 3 * VOCABULARY)
+    there = Taught(taught.targets_N.cuda(), taught.teacher_ids_NK.cuda(), taught.teacher_logprobs_NK.cuda())
+    gpu_loss, gpu_sums = chunked_losses(hidden.cuda(), weight.cuda(), there, ALL, SCALES, 3 * VOCABULARY)
+    assert gpu_sums.tolist() == pytest.approx(sums.tolist(), abs=1e-12)
+    for gpu, cpu in zip(gradients(gpu_loss, hidden, weight), gradients(loss, hidden, weight), strict=True):
+        torch.testing.assert_close(gpu, cpu, atol=1e-12, rtol=1e-10)
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the largest tensor that any operation made."""
 
