@@ -15,9 +15,10 @@ from supertiny.train.batching import MicroBatch, collate
 from supertiny.train.losses import TERMS
 from supertiny.train.objective import Objective
 from supertiny.train.packing import pack
-from supertiny.train.student_loss import StudentLoss
+from supertiny.train.student_loss import StudentLoss, check_boundaries
 
 SCALES = [1.0, 0.5, 2.0]
+ROWS = pack(gold_rollouts(assistant_tokenizer(), 8), assistant_tokenizer(), 1024)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def batch() -> MicroBatch:
-    rows = pack(gold_rollouts(assistant_tokenizer(), 8), assistant_tokenizer(), 1024)
-    return collate(rows, np.arange(8))
+    return collate(ROWS, np.arange(8))
 
 
 def open_model(folder: Path, tied: bool = True) -> Any:
@@ -43,7 +43,8 @@ def test_losses_and_every_weights_gradient_are_those_of_the_models_own_logits(fo
     student, plain = StudentLoss(open_model(folder, tied), Objective(tuple(TERMS))), open_model(folder, tied)
     loss, sums = student(batch=batch, scales=SCALES)
     loss.backward()
-    logits = plain(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT).logits.flatten(0, 1)[batch.predictors_N]
+    mask_BT = torch.arange(batch.tokens_BT.shape[1]) < torch.tensor(ROWS.lengths)[:, None]
+    logits = plain(input_ids=batch.tokens_BT, attention_mask=mask_BT).logits.flatten(0, 1)[batch.predictors_N]
     seen, teacher = look(logits, batch.taught), batch.taught.teacher_logprobs_NK.double()
     expected = torch.stack([term(seen, teacher).sum() for term in TERMS.values()])
     (expected @ torch.tensor(SCALES, dtype=torch.float64)).backward()
@@ -52,6 +53,31 @@ def test_losses_and_every_weights_gradient_are_those_of_the_models_own_logits(fo
     assert dict(student.model.named_parameters()).keys() == weights.keys()
     for name, weight in student.model.named_parameters():
         torch.testing.assert_close(weight.grad, weights[name].grad, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("line_tokens", [96, 1024])
+def test_rows_that_share_lines_have_the_losses_and_gradients_that_they_have_alone(folder: Path, attention: str, line_tokens: int) -> None:
+    student = StudentLoss(open_model(folder), Objective(tuple(TERMS)))
+    student.model.set_attn_implementation(attention)
+    apart, together = (collate(ROWS, np.arange(8), most) for most in (None, line_tokens))
+    assert together.tokens_BT.shape[0] < apart.tokens_BT.shape[0]
+    results = []
+    for batch in (apart, together):
+        student.zero_grad()
+        loss, sums = student(batch=batch, scales=SCALES)
+        loss.backward()
+        results.append([sums, *(weight.grad.clone() for weight in student.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # eager attention has its softmax in float32
+
+
+def test_a_model_that_does_not_heed_where_rows_begin_is_refused_lines_that_are_shared(folder: Path) -> None:
+    model = open_model(folder)
+    check_boundaries(model)
+    model.get_decoder().register_forward_pre_hook(lambda _, args, given: (args, {**given, "position_ids": None}), with_kwargs=True)
+    with pytest.raises(ConfigError, match="student of the type qwen2 does not keep rows apart by their positions"):
+        check_boundaries(model)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,7 +11,7 @@ from tiny_rollouts import assistant_tokenizer, gold_rollouts
 from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.llm.chat import prompt_token_ids
 from supertiny.records import Completion, Rollout
-from supertiny.train.batching import batches, collate, num_steps, share
+from supertiny.train.batching import batches, collate, lay_out, num_steps, share
 from supertiny.train.config import DistillConfig, LossWeights
 from supertiny.train.losses import has_teacher
 from supertiny.train.objective import check_teacher
@@ -112,7 +112,30 @@ def test_a_micro_batch_predicts_each_completion_token_from_the_token_before_it(r
     flat = micro.tokens_BT.flatten()
     assert micro.taught.targets_N.tolist() == targets
     assert flat[micro.predictors_N + 1].tolist() == targets
-    assert micro.mask_BT.sum(1).tolist() == packed.lengths[[1, 4]].tolist()
+    assert micro.tokens_BT.shape == (2, packed.lengths[[1, 4]].max())
+    assert micro.positions_BT.tolist() == [list(range(micro.tokens_BT.shape[1]))] * 2
+
+
+def test_rows_in_one_line_are_predicted_and_counted_from_their_own_beginnings(rollouts: list[Rollout], packed: PackedRows) -> None:
+    micro = collate(packed, np.array([1, 4, 2]), 1024)
+    flat, targets = micro.tokens_BT.flatten(), [token for row in (1, 4, 2) for token in rollouts[row].completion.token_ids]
+    assert micro.tokens_BT.shape == (1, packed.lengths[[1, 4, 2]].sum())
+    assert micro.taught.targets_N.tolist() == targets
+    assert flat[micro.predictors_N + 1].tolist() == targets
+    longest_first = sorted(packed.lengths[[1, 4, 2]].tolist(), reverse=True)
+    assert micro.positions_BT[0].tolist() == [position for length in longest_first for position in range(length)]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(1, 30))
+@settings(max_examples=100, deadline=None)
+def test_lines_hold_every_row_once_without_overlap_and_are_of_about_one_length(lengths: list[int], line_tokens: int) -> None:
+    lines, starts = lay_out(np.array(lengths), line_tokens)
+    filled = np.bincount(lines, weights=lengths)
+    assert filled.max() <= max(line_tokens, *lengths)
+    assert filled.max() - filled.min() <= max(lengths)
+    tokens = {(line, start + at) for line, start, length in zip(lines, starts, lengths, strict=True) for at in range(length)}
+    assert len(tokens) == sum(lengths)
+    assert all(at < filled[line] for line, at in tokens)
 
 
 def test_a_micro_batch_has_the_teachers_top_k_at_the_tokens_of_the_rows_that_have_it(rollouts: list[Rollout], packed: PackedRows) -> None:

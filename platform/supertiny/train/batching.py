@@ -6,6 +6,7 @@ A batch is drawn at random and then dealt out by length, so that a micro batch h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,11 +25,12 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """B rows, right-padded to T tokens, with N completion tokens to predict."""
+    """Rows in B lines of T tokens, with N completion tokens to predict; what is left of a line is padding, after its last row."""
 
     tokens_BT: Tensor
-    mask_BT: Tensor
-    """1 for tokens, 0 for padding."""
+    positions_BT: Tensor
+    """Counted from 0 within each row: a decoder that is given no attention mask takes from them where a row begins, and lets no token
+    see one of another row or a later one."""
     predictors_N: Tensor
     """Index into the flattened (B * T,) positions of the token before each completion token: where it is predicted."""
     taught: Taught
@@ -58,25 +60,48 @@ def share(rows: Rows, worker: int, num_workers: int, micro_batch: int) -> list[R
     return [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
 
 
-def collate(packed: PackedRows, rows: Rows) -> MicroBatch:
-    """The tensors of some rows."""
-    width = int(packed.lengths[rows].max())
-    tokens_BT = np.zeros((len(rows), width), np.int64)
-    mask_BT = np.zeros((len(rows), width), np.int64)
+def lay_out(lengths: Rows, line_tokens: int | None) -> tuple[Rows, Rows]:
+    """The line of each row and where in it the row begins: rows end to end, or a line for each.
+
+    Args:
+        line_tokens: most tokens of a line, or as many as the longest row has if those are more. There are as few lines as longest
+            first, each row into the line that is filled least, gets along with (LPT scheduling); so they are of about one length.
+            None gives each row its own.
+    """
+    lines, starts = np.arange(len(lengths)), np.zeros(len(lengths), np.int64)
+    if line_tokens is None:
+        return lines, starts
+    most = max(line_tokens, int(lengths.max()))
+    filled = np.full(math.ceil(lengths.sum() / most) - 1, most + 1)
+    while not len(filled) or filled.max() > most:
+        filled = np.zeros(len(filled) + 1, np.int64)
+        for row in np.argsort(-lengths, kind="stable"):
+            lines[row] = filled.argmin()
+            starts[row] = filled[lines[row]]
+            filled[lines[row]] += lengths[row]
+    return lines, starts
+
+
+def collate(packed: PackedRows, rows: Rows, line_tokens: int | None = None) -> MicroBatch:
+    """The tensors of some rows, laid out as by `lay_out`."""
+    lines, starts = lay_out(packed.lengths[rows], line_tokens)
+    width = int((starts + packed.lengths[rows]).max())
+    tokens_BT = np.zeros((lines.max() + 1, width), np.int64)
+    positions_BT = np.tile(np.arange(width), (len(tokens_BT), 1))
     predictors, targets, ids, logprobs = [], [], [], []
-    for b, row in enumerate(rows):
+    for row, line, start in zip(rows, lines, starts, strict=True):
         tokens = packed.tokens_L[packed.row_starts_R[row] : packed.row_starts_R[row + 1]]
-        tokens_BT[b, : len(tokens)] = tokens
-        mask_BT[b, : len(tokens)] = 1
+        tokens_BT[line, start : start + len(tokens)] = tokens
+        positions_BT[line, start : start + len(tokens)] = np.arange(len(tokens))
         prompt_length = int(packed.prompt_lengths_R[row])
-        predictors.append(b * width + np.arange(prompt_length - 1, len(tokens) - 1))
+        predictors.append(line * width + start + np.arange(prompt_length - 1, len(tokens) - 1))
         targets.append(tokens[prompt_length:])
         kept = slice(packed.top_k_starts_R[row], packed.top_k_starts_R[row + 1])
         ids.append(_or_nothing(packed.top_k_ids_MK[kept], len(targets[-1]), 0))
         logprobs.append(_or_nothing(packed.top_k_logprobs_MK[kept], len(targets[-1]), -np.inf))
     return MicroBatch(
         tokens_BT=torch.from_numpy(tokens_BT),
-        mask_BT=torch.from_numpy(mask_BT),
+        positions_BT=torch.from_numpy(positions_BT),
         predictors_N=torch.from_numpy(np.concatenate(predictors)),
         taught=Taught(
             targets_N=torch.from_numpy(np.concatenate(targets).astype(np.int64)),

@@ -108,6 +108,9 @@ class DistillConfig(TrainConfig):
     """Times that every row is seen; a fraction stops in the middle of a pass."""
     max_tokens: int = Field(1024, ge=2)
     """Longest row, prompt and completion together, in tokens; longer rows are left out and counted."""
+    line_tokens: int | None = Field(None, ge=2)
+    """Sequence packing: the rows of a micro batch share lines of at most this many tokens (a longer row has its own), and see nothing of
+    each other; None gives each row a line, padded to the longest. Steps and losses are the same, but for rounding."""
     losses: LossWeights = LossWeights(cross_entropy=1.0, forward_kl=1.0)
     """Weights of the loss terms, each a mean over its tokens; given at all, exactly the terms given. Tokens of rows without the teacher's
     top-k contribute cross-entropy alone."""

@@ -26,7 +26,7 @@ from supertiny.train.ops import prepare_deepspeed
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.schedule import learning_rate
-from supertiny.train.student_loss import StudentLoss
+from supertiny.train.student_loss import StudentLoss, check_boundaries
 
 log = logging.getLogger(__name__)
 STATE = "deepspeed"
@@ -102,6 +102,8 @@ def _engine(config: DistillConfig, student: Path) -> Any:
         },
         "steps_per_print": 10**9,
     }
+    if config.line_tokens is not None:
+        check_boundaries(model)
     student_loss = StudentLoss(model, objective_of(config))
     engine, *_ = deepspeed.initialize(model=student_loss, model_parameters=student_loss.parameters(), config=settings)
     engine.train()
@@ -116,7 +118,8 @@ def _step(engine: Any, rows: PackedRows, batch: Rows, micro_batches: list[Rows],
     scale = dist.get_world_size() * len(micro_batches)
     sums = torch.zeros(len(names))
     for own in micro_batches:
-        loss, micro_sums = engine(batch=collate(rows, own), scales=[weight / counts[name] for name, weight in weights.items()])
+        micro = collate(rows, own, config.line_tokens)
+        loss, micro_sums = engine(batch=micro, scales=[weight / counts[name] for name, weight in weights.items()])
         sums += micro_sums
         engine.backward(loss * scale)
         engine.step()

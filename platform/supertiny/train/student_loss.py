@@ -37,7 +37,7 @@ class StudentLoss(nn.Module):
     def forward(self, *, batch: MicroBatch, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
         """The scaled sum of the terms, which has the gradient, and the sums of `Objective.sums`."""
         decoder = self.model.get_decoder()
-        hidden_BTD = decoder(input_ids=batch.tokens_BT, attention_mask=batch.mask_BT, use_cache=False).last_hidden_state
+        hidden_BTD = decoder(input_ids=batch.tokens_BT, position_ids=batch.positions_BT, use_cache=False).last_hidden_state
         losses: tuple[Tensor, Tensor] = self.head(hidden_BTD.flatten(0, 1)[batch.predictors_N], taught=batch.taught, scales=scales)
         return losses
 
@@ -55,6 +55,24 @@ class _LossHead(nn.Module):
 
     def forward(self, hidden_ND: Tensor, *, taught: Taught, scales: Sequence[float]) -> tuple[Tensor, Tensor]:
         return chunked_losses(hidden_ND, self.weight, taught, self._objective, scales)
+
+
+@torch.no_grad()
+def check_boundaries(model: Any) -> None:
+    """Refuse a model whose tokens see those of another row in the same line.
+
+    Raises:
+        ConfigError: two tokens give other hidden states behind two others than alone.
+    """
+    tokens_BT, positions_BT = (torch.tensor([each], device=model.device) for each in ([0, 1, 1, 0], [0, 1, 0, 1]))
+    decoder = model.get_decoder()
+    behind = decoder(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False).last_hidden_state[:, 2:].float()
+    alone = decoder(input_ids=tokens_BT[:, 2:], position_ids=positions_BT[:, 2:], use_cache=False).last_hidden_state.float()
+    if not (behind - alone).norm() <= 0.01 * alone.norm():
+        raise ConfigError(
+            f"line_tokens: a student of the type {model.config.model_type} does not keep rows apart by their positions, so they cannot "
+            "share a line; leave line_tokens out"
+        )
 
 
 @torch.no_grad()
