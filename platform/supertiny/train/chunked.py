@@ -40,9 +40,9 @@ def chunked_losses(
 ) -> tuple[Tensor, Tensor]:
     """The terms summed over N positions: scaled and added up, with a gradient, and each of `objective.sums`, without.
 
-    However large N is, it holds `chunk_logits` logits in the type of the hidden states and once more in float32, and the output
-    embedding's gradient in float32. Logits are rounded to the type of the hidden states, as a model's own head rounds them; all that
-    comes after is computed in at least float32.
+    However large N is, it holds `chunk_logits` logits in the type of the hidden states and once more in float32 and, where there are
+    several chunks, the output embedding's gradient in float32. Logits are rounded to the type of the hidden states, as a model's own
+    head rounds them, and so is their gradient; all that is between is computed in at least float32.
 
     Args:
         hidden_ND: the decoder's output at the positions, after its last norm.
@@ -76,9 +76,11 @@ class _ChunkedLosses(torch.autograd.Function):
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         for_hidden, for_weight = (needed and grad_enabled for needed in ctx.needs_input_grad[:2])
         hidden_gradient = torch.empty_like(hidden_ND) if for_hidden else None
-        weight_gradient = torch.zeros_like(weight_VD, dtype=wide) if for_weight else None
+        size = _chunk_size(len(hidden_ND), chunk_logits // len(weight_VD))
+        sum_type = weight_VD.dtype if size == len(hidden_ND) else wide  # a single product needs no wider sum
+        weight_gradient = torch.zeros_like(weight_VD, dtype=sum_type) if for_weight else None
         factors_T = hidden_ND.new_tensor(scales, dtype=wide)
-        sums = _run(hidden_ND, weight_VD, taught, objective, factors_T, chunk_logits, hidden_gradient, weight_gradient)
+        sums = _run(hidden_ND, weight_VD, taught, objective, factors_T, size, hidden_gradient, weight_gradient)
         ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight_VD.dtype))
         ctx.mark_non_differentiable(sums)
         return factors_T @ sums[: len(factors_T)], sums
@@ -89,23 +91,27 @@ class _ChunkedLosses(torch.autograd.Function):
         return (*(None if gradient is None else gradient * outer for gradient in ctx.saved_tensors), *[None] * 5)
 
 
+def _chunk_size(num_positions: int, most: int) -> int:
+    """Positions of a chunk: the fewest chunks, of about one size."""
+    num_chunks = math.ceil(num_positions / max(1, most))
+    return max(1, math.ceil(num_positions / max(1, num_chunks)))
+
+
 def _run(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     taught: Taught,
     objective: Objective,
     factors_T: Tensor,
-    chunk_logits: int,
+    size: int,
     hidden_gradient_ND: Tensor | None,
     weight_gradient_VD: Tensor | None,
 ) -> Tensor:
-    """`objective.sums`; the gradients, where given, are filled in and added to. The chunks are of about one size."""
-    num_chunks = math.ceil(len(hidden_ND) / max(1, chunk_logits // len(weight_VD)))
-    size = math.ceil(len(hidden_ND) / max(1, num_chunks))
+    """`objective.sums`; the gradients, where given, are filled in and added to. A chunk has `size` positions."""
     logits_CV = hidden_ND.new_empty(size, len(weight_VD))
     wide_CV = torch.empty_like(logits_CV, dtype=factors_T.dtype) if factors_T.dtype != hidden_ND.dtype else None
     sums = factors_T.new_zeros(len(objective.sums))
-    for start in range(0, len(hidden_ND), max(1, size)):
+    for start in range(0, len(hidden_ND), size):
         hidden_CD, chunk = hidden_ND[start : start + size], taught.part(slice(start, start + size))
         logits = torch.mm(hidden_CD, weight_VD.T, out=logits_CV[: len(hidden_CD)])
         reduced = _reduce(logits if wide_CV is None else wide_CV[: len(logits)].copy_(logits), chunk, objective)
