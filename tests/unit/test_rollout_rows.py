@@ -1,28 +1,47 @@
-"""A row's edge: what goes wrong with one rollout rejects it, what goes wrong with the model ends the job. No cluster runs."""
+"""A row's edge: what goes wrong with one rollout rejects it, what goes wrong with the model ends the job. No cluster runs.
+
+Every test starts a real process for the pipelines; the tasks here hang, crash and babble in it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
+import sys
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from supertiny.config import TaskConfig
-from supertiny.errors import NoProgress
+from supertiny.config import TaskConfig, validate
+from supertiny.errors import ConfigError, NoProgress
 from supertiny.llm.base import Llm
 from supertiny.llm.scripted import ScriptedLlm
-from supertiny.records import Completion, Message, Prompt, Rollout, Tool, Verdict
-from supertiny.rollout.pipeline import TeacherActor
-from supertiny.rollout_table import from_table
+from supertiny.records import Call, Completion, Message, Prompt, Rollout, Tool, TopK, Usage, Verdict
+from supertiny.rollout.config import RolloutConfig
+from supertiny.rollout.teacher import TeacherActor
+from supertiny.rollout_table import from_table, to_table
+from supertiny.tasks.calls import render
 
 DEATH = NoProgress("the engine stood still")
+ECHO = {"type": "function", "function": {"name": "echo", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}}}
 
 
 class WordTask:
-    """Answers with the model's word; the prompts `hang` and `break` do what they say, and `babble` is not accepted."""
+    """Answers with the model's word and accepts everything; a prompt named after a mischief does it.
 
-    tools: list[Tool] = []  # noqa: RUF012
+    Args:
+        asked: file that gets a line with each prompt's id as it is taught.
+    """
+
+    tools: list[Tool] = [ECHO]  # noqa: RUF012
+
+    def __init__(self, asked: str) -> None:
+        self._asked = Path(asked)
 
     def prompts(self, split: str) -> list[Prompt]:
         """None: the tests make their rows."""
@@ -30,17 +49,90 @@ class WordTask:
 
     async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
         """One call."""
-        if prompt.id == "hang":
-            await asyncio.sleep(3600)
-        if prompt.id == "break":
-            raise KeyError("room")
-        return (await llm.complete(prompt.messages))[0]
+        with self._asked.open("a") as file:
+            file.write(f"{prompt.id}\n")
+        answer = (await llm.complete(prompt.messages))[0]
+        if prompt.id in WAITS:
+            await WAITS[prompt.id]()
+        MISCHIEF.get(prompt.id, lambda: None)()
+        if prompt.id == "other type":
+            return 7  # type: ignore[return-value]
+        return answer.model_copy(update=ANSWERS.get(prompt.id, {}))
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """By the prompt's name."""
         if prompt.id == "babble":
             return Verdict(accepted=False, score=0.25, reason="wordy", evidence=text)
-        return Verdict(accepted=True, score=1)
+        if prompt.id == "verifier hangs":
+            time.sleep(3600)
+        if prompt.id == "verifier raises":
+            raise IndexError("no such light")
+        return Verdict(accepted=True, score=1, evidence="e" * 10_000_000 if prompt.id == "long evidence" else "")
+
+
+async def be_stubborn() -> None:
+    """Wait for ever, whoever asks to stop."""
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            continue
+
+
+async def cancel_myself() -> None:
+    """What a task group does whose member failed."""
+    raise asyncio.CancelledError
+
+
+def spin() -> None:
+    """Never give the lock away for long."""
+    while True:
+        pass
+
+
+def match_for_ever() -> None:
+    """Never give the lock away at all: a regular expression that backtracks 2**60 times."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def raise_nonsense() -> None:
+    """An error that cannot be pickled, and whose message cannot be had."""
+
+    class NonsenseError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    raise NonsenseError
+
+
+def break_down() -> None:
+    """What most tools do."""
+    raise KeyError("room")
+
+
+WAITS: dict[str, Callable[[], Awaitable[None]]] = {
+    "hang": lambda: asyncio.sleep(3600),
+    "stubborn": be_stubborn,
+    "cancelled": cancel_myself,
+}
+MISCHIEF: dict[str, Callable[[], object]] = {
+    "break": break_down,
+    "nonsense": raise_nonsense,
+    "quit": lambda: sys.exit(3),
+    "sleep": lambda: time.sleep(3600),
+    "spin": spin,
+    "regex": match_for_ever,
+    "exit": lambda: os._exit(3),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "recursion": lambda: (lambda again: again(again))(lambda again: again(again)),
+}
+ANSWERS: dict[str, dict[str, object]] = {
+    "10 MB": {"text": "x" * 10_000_000},
+    "other tokens": {"token_ids": [1, 2], "top_k": TopK(ids=[[1]], logprobs=[[0.0]])},
+    "malformed": {"text": "<tool_call>{"},
+    "no such tool": {"text": render([Call(name="shout")])},
+    "bad schema": {"text": render([Call(name="echo", arguments={"word": 7})])},
+}
 
 
 class MortalLlm(ScriptedLlm):
@@ -49,8 +141,20 @@ class MortalLlm(ScriptedLlm):
     failure: BaseException | None = None
 
 
-def rollouts(names: list[str], llm: MortalLlm, *, timeout_seconds: float = 30.0) -> list[Rollout]:
-    actor = TeacherActor(lambda: llm, TaskConfig(path=f"{__name__}:WordTask"), timeout_seconds)
+def rollouts(
+    names: Sequence[str],
+    folder: Path,
+    llm: MortalLlm | None = None,
+    *,
+    timeout_seconds: float = 60.0,
+    blocking_seconds: float = 60.0,
+    task: str = "WordTask",
+    **filters: object,
+) -> list[Rollout]:
+    """What an actor makes of prompts by these names, in their order."""
+    layout = {"row_timeout_seconds": timeout_seconds, "blocking_timeout_seconds": blocking_seconds}
+    task_config = TaskConfig(path=f"{__name__}:{task}", options={"asked": str(folder / "asked")})
+    config = validate(RolloutConfig, {"task": task_config, "layout": layout, "filters": filters}, "test")
     prompts = [Prompt(id=name, messages=[{"role": "user", "content": name}]) for name in names]
     rows = pa.table(
         {
@@ -59,33 +163,132 @@ def rollouts(names: list[str], llm: MortalLlm, *, timeout_seconds: float = 30.0)
             "prompt": [prompt.model_dump_json() for prompt in prompts],
         }
     )
-    return from_table(asyncio.run(actor(rows)), "test")
+
+    async def run() -> pa.Table:
+        actor = TeacherActor(lambda: llm or MortalLlm(shout), config)
+        try:
+            return await actor(rows)
+        finally:
+            await actor.aclose()
+
+    return from_table(asyncio.run(run()), "test")
 
 
-def shout(messages: list[Message]) -> str:
+def shout(messages: Sequence[Message]) -> str:
     return str(messages[-1]["content"]).upper()
 
 
-def test_a_rollout_has_its_prompts_answer_and_the_tasks_verdict() -> None:
-    fine, wordy = rollouts(["fine", "babble"], MortalLlm(shout))
+def test_a_rollout_has_its_prompts_answer_the_tasks_verdict_and_what_its_calls_used(tmp_path: Path) -> None:
+    fine, wordy = rollouts(["fine", "babble"], tmp_path)
     assert (fine.rollout_id, fine.completion.text, fine.verdict.accepted) == ("fine/0", "FINE", True)
     assert (wordy.verdict.accepted, wordy.verdict.score, wordy.verdict.reason, wordy.verdict.evidence) == (False, 0.25, "wordy", "BABBLE")
+    assert fine.completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
 
 
-def test_rows_are_worked_on_at_the_same_time() -> None:
+def test_rows_are_worked_on_at_the_same_time_and_share_the_engines_time(tmp_path: Path) -> None:
     started = time.monotonic()
-    rollouts(["fine"] * 50, MortalLlm(shout, delay_seconds=0.2))
-    assert time.monotonic() - started < 5  # one after another: 10 s
+    made = rollouts(["fine"] * 50, tmp_path, MortalLlm(shout, delay_seconds=0.5))
+    seconds = time.monotonic() - started
+    assert seconds < 25  # one after another
+    assert 0.5 <= sum(row.engine_seconds for row in made) < seconds
 
 
-@pytest.mark.parametrize(("name", "reason", "evidence"), [("break", "failed", "KeyError: 'room'"), ("hang", "timed_out", "TimeoutError: ")])
-def test_a_pipeline_that_raises_or_hangs_rejects_its_row_alone(name: str, reason: str, evidence: str) -> None:
-    bad, fine = rollouts([name, "fine"], MortalLlm(shout), timeout_seconds=0.5)
-    assert (bad.verdict.accepted, bad.verdict.reason, bad.verdict.evidence) == (False, reason, evidence)
+@pytest.mark.parametrize(
+    ("name", "reason", "evidence"),
+    [
+        ("break", "failed", "KeyError: 'room'"),
+        ("nonsense", "failed", "NonsenseError"),
+        ("quit", "failed", "RuntimeError: the pipeline raised SystemExit: 3"),
+        ("cancelled", "failed", "CancelledError: "),
+        ("recursion", "failed", "RecursionError: maximum recursion depth exceeded"),
+        ("other type", "failed", "TypeError: teach returned int, expected Completion"),
+        ("10 MB", "failed", "ValueError: an answer of 10000000 characters, at most 1000000 are kept: 'xxx"),
+        ("other tokens", "failed", "CorruptArtifact: rollout other tokens/0: 1 teacher logprobs for 2 completion tokens"),
+        ("verifier raises", "failed", "IndexError: no such light"),
+        ("malformed", "malformed", "a <tool_call> block is not closed"),
+        ("no such tool", "schema", "no such tool: shout"),
+        ("bad schema", "schema", "echo: 7 is not of type 'string'"),
+    ],
+)
+def test_a_pipeline_that_raises_or_returns_nonsense_rejects_its_row_alone(name: str, reason: str, evidence: str, tmp_path: Path) -> None:
+    bad, fine = rollouts([name, "fine"], tmp_path)
+    assert (bad.verdict.accepted, bad.verdict.score, bad.verdict.reason) == (False, -1, reason)
+    assert bad.verdict.evidence.startswith(evidence)
+    assert len(bad.verdict.evidence) < 2100
+    assert bad.completion.usage.calls == 1  # paid for all the same
     assert fine.verdict.accepted
 
 
-def test_a_model_that_died_ends_the_block_instead_of_rejecting_its_rows() -> None:
+@pytest.mark.parametrize("name", ["hang", "stubborn"])
+def test_a_pipeline_that_waits_too_long_rejects_its_row_alone(name: str, tmp_path: Path) -> None:
+    bad, fine = rollouts([name, "fine"], tmp_path, timeout_seconds=2)
+    assert (bad.verdict.reason, bad.verdict.evidence) == ("timed_out", "TimeoutError: the pipeline took longer than 2 s")
+    assert fine.verdict.accepted
+
+
+@pytest.mark.parametrize(
+    ("name", "frame"), [("sleep", "in <lambda>"), ("spin", "in spin"), ("regex", "in match_for_ever"), ("verifier hangs", "in verify")]
+)
+def test_synchronous_code_that_never_ends_is_killed_and_named_and_rows_beside_it_begin_again(name: str, frame: str, tmp_path: Path) -> None:
+    bad, fine = rollouts([name, "fine"], tmp_path, blocking_seconds=2)
+    assert (bad.verdict.accepted, bad.verdict.reason) == (False, "timed_out")
+    assert bad.verdict.evidence.startswith("let nothing else run for 2 s, in File ")
+    assert frame in bad.verdict.evidence
+    assert (fine.completion.text, fine.verdict.accepted) == ("FINE", True)
+
+
+@pytest.mark.parametrize(("name", "evidence"), [("exit", "with exit status 3"), ("kill", "by SIGKILL")])
+def test_a_pipeline_that_ends_its_process_rejects_its_row_alone(name: str, evidence: str, tmp_path: Path) -> None:
+    *fine, bad = rollouts(["fine", "also fine", name], tmp_path)
+    assert (bad.verdict.reason, evidence in bad.verdict.evidence) == ("crashed", True)
+    assert [row.verdict.accepted for row in fine] == [True, True]
+
+
+@pytest.mark.slow
+def test_mischief_after_mischief_comes_to_an_end_with_every_row_accounted_for(tmp_path: Path) -> None:
+    names = [*MISCHIEF, "fine", "babble", "hang"]
+    made = rollouts(names, tmp_path, timeout_seconds=4, blocking_seconds=2)
+    assert [row.prompt.id for row in made] == names
+    assert [row.prompt.id for row in made if row.verdict.accepted] == ["fine"]
+    assert [row.prompt.id for row in made if not row.verdict.accepted and not row.verdict.reason] == []
+
+
+def test_evidence_is_short(tmp_path: Path) -> None:
+    (row,) = rollouts(["long evidence"], tmp_path)
+    assert row.verdict.accepted
+    assert len(row.verdict.evidence) == 2002
+
+
+def test_the_schema_is_left_to_the_verifier_where_that_is_asked_for(tmp_path: Path) -> None:
+    (row,) = rollouts(["bad schema"], tmp_path, check_schema=False)
+    assert row.verdict.accepted
+
+
+def test_a_lone_surrogate_in_a_prompt_comes_through(tmp_path: Path) -> None:
+    prompt = Prompt(id="p", messages=[{"role": "user", "content": "l\ud800ight"}])
+    table = to_table([some_rollout(prompt)])
+    assert from_table(table, "test")[0].prompt == prompt
+
+
+def some_rollout(prompt: Prompt) -> Rollout:
+    verdict = Verdict(accepted=True, score=1)
+    return Rollout(rollout_id="p/0", index=0, prompt=prompt, tools=[], completion=Completion(text=""), verdict=verdict, seconds=0.0)
+
+
+class OnceTask(WordTask):
+    """Loads once: in the actor, and then not in the pipelines' process."""
+
+    def __init__(self, asked: str) -> None:
+        super().__init__(asked)
+        self._asked.touch(exist_ok=False)
+
+
+def test_a_task_that_no_other_process_can_load_ends_the_job(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"OnceTask cannot be loaded in a process of its own: FileExistsError"):
+        rollouts(["fine"], tmp_path, task="OnceTask")
+
+
+def test_a_model_that_died_ends_the_block_instead_of_rejecting_its_rows(tmp_path: Path) -> None:
     llm = MortalLlm(lambda _: die(llm))
 
     def die(llm: MortalLlm) -> str:
@@ -93,4 +296,4 @@ def test_a_model_that_died_ends_the_block_instead_of_rejecting_its_rows() -> Non
         raise DEATH
 
     with pytest.raises(NoProgress, match="stood still"):
-        rollouts(["fine", "fine"], llm)
+        rollouts(["fine", "fine"], tmp_path, llm)

@@ -9,18 +9,16 @@ In the folder being made, besides what is published:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,33 +27,22 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
-from supertiny.cli import configure_logging
-from supertiny.config import TaskConfig
 from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
-from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.vllm import VllmLlm
-from supertiny.records import Completion, Prompt, Rollout, Verdict
+from supertiny.records import Prompt, Rollout
 from supertiny.rollout.blocks import finished_files, finished_ids
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.ledger import LEDGER, check_complete, publish
 from supertiny.rollout.progress import watch
-from supertiny.rollout_table import from_table, read_table, to_table
+from supertiny.rollout.teacher import OpenLlm, TeacherActor
+from supertiny.rollout_table import from_table, read_table
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
 
 
-class FailingLlm(Llm, Protocol):
-    """A model that may stop answering for good."""
-
-    failure: BaseException | None
-    """What stopped it."""
-
-
-OpenLlm = Callable[[], FailingLlm]
-"""Builds the model inside the actor."""
 WORKING_FOLDERS = (".rows", ".blocks", ".done")
 
 
@@ -105,10 +92,11 @@ def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], sp
         for row in from_table(read_table(path), str(path)):
             made.setdefault(row.rollout_id, row)  # twice where a killed driver's last block was finished after we had started
     groups = [made[name] for name in expected_ids if name in made]
-    rollouts = filter_groups(groups, min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates)
-    check_complete(rollouts, expected_ids)
-    ledger = publish(folder, rollouts, speed)
-    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(rollouts), ledger["accepted"], ledger["rejected_by_reason"])
+    check_complete(groups, expected_ids)
+    filtered = filter_groups(groups, config.filters)
+    layers = {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates}
+    ledger = publish(folder, filtered.rollouts, {**layers, "last_attempt": speed})
+    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(groups), ledger["accepted"], ledger["rejected_by_reason"])
     return ledger
 
 
@@ -147,7 +135,7 @@ def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.D
         .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
         .map_batches(
             TeacherActor,
-            fn_constructor_args=(open_llm, config.task, layout.row_timeout_seconds),
+            fn_constructor_args=(open_llm, config),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=layout.num_engines, max_concurrent_calls_per_actor=layout.blocks_in_flight),
@@ -183,7 +171,7 @@ def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
     columns = {
         "rollout_id": [row[0] for row in rows],
         "index": pa.array([row[1] for row in rows], pa.int32()),
-        "prompt": [row[2].model_dump_json() for row in rows],
+        "prompt": [json.dumps(row[2].model_dump()) for row in rows],  # pydantic's own JSON refuses a lone surrogate
     }
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     return folder
@@ -210,43 +198,3 @@ class _RowsChosenBefore(IdColumnCheckpointManager):
     def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
         self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
         return None, 0
-
-
-class TeacherActor:
-    """One model and the task's teacher pipeline over it, for many rollouts at a time."""
-
-    def __init__(self, open_llm: OpenLlm, task: TaskConfig, row_timeout_seconds: float) -> None:
-        configure_logging()
-        self._task = load_task(task)
-        self._llm = open_llm()
-        self._row_timeout_seconds = row_timeout_seconds
-
-    async def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows' rollouts, judged, as a rollout table."""
-        return to_table(await asyncio.gather(*(self._rollout(row) for row in rows.to_pylist())))
-
-    async def _rollout(self, row: dict[str, Any]) -> Rollout:
-        prompt = Prompt.model_validate_json(row["prompt"])
-        started = time.monotonic()
-        completion, verdict = await self._judged(prompt)
-        return Rollout(
-            rollout_id=row["rollout_id"],
-            index=row["index"],
-            prompt=prompt,
-            tools=self._task.tools,
-            completion=completion,
-            verdict=verdict,
-            seconds=time.monotonic() - started,
-        )
-
-    async def _judged(self, prompt: Prompt) -> tuple[Completion, Verdict]:
-        """A row's edge: what goes wrong with one rollout rejects it, what goes wrong with the engine ends the job."""
-        completion = Completion(text="")
-        try:
-            completion = await asyncio.wait_for(self._task.teach(prompt, self._llm), self._row_timeout_seconds)
-            return completion, self._task.verify(prompt, completion.text)
-        except Exception as error:
-            if self._llm.failure is not None:
-                raise
-            reason = "timed_out" if isinstance(error, TimeoutError) else "failed"
-            return completion, Verdict(accepted=False, score=-1, reason=reason, evidence=f"{type(error).__name__}: {error}")
