@@ -107,6 +107,33 @@ class FiltersConfig(Config):
         return self
 
 
+class RatesConfig(Config):
+    """What one rollout takes on average."""
+
+    engine_seconds: float = Field(gt=0)
+    """Busy seconds of one engine a rollout, many in flight: `engine_seconds` of a ledger over its `rollouts`."""
+    prompt_tokens: float = Field(0.0, ge=0)
+    """Of all calls of the pipeline and the judge."""
+    completion_tokens: float = Field(0.0, ge=0)
+    """Likewise."""
+
+
+class CostConfig(Config):
+    """What the rollouts may cost; none of it decides what comes out."""
+
+    machine: str = "m7i-large"
+    """The machine that the job reserves, by its name in the price table."""
+    num_machines: float = Field(1.0, gt=0)
+    """How many of them; the engines share them equally."""
+    prices: str | None = None
+    """Price table (TOML); None takes the checkout's `cluster/prices.toml`."""
+    budget_usd: float | None = Field(None, gt=0)
+    """Dollars by reservation, over all attempts, after which the job stops, or which it stops before if its first 32 prompts show that they
+    will not do. Run again with a larger one, it goes on."""
+    rates: RatesConfig | None = None
+    """What `--dry-run` estimates with; None takes the rates of the last ledger of this name in `run_root`."""
+
+
 class RolloutConfig(StageConfig):
     """Run the teacher pipeline over a task's prompts and keep what the verifier accepts."""
 
@@ -128,6 +155,8 @@ class RolloutConfig(StageConfig):
     """What a completion must pass besides the task's verifier."""
     layout: LayoutConfig = LayoutConfig()
     """How the work is spread over the cluster."""
+    cost: CostConfig = CostConfig()
+    """Prices and the budget."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> RolloutConfig:
@@ -146,5 +175,5 @@ class RolloutConfig(StageConfig):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """The fields that decide the result: the layout does not, so that a run may go on with another one."""
-        return {key: value for key, value in super().settings().items() if key != "layout"}
+        """The fields that decide the result: layout and cost do not, so that a run may go on with others."""
+        return {key: value for key, value in super().settings().items() if key not in ("layout", "cost")}

@@ -5,6 +5,7 @@ In the folder being made, besides what is published:
     .rows/     the rollouts still to be made, as Parquet
     .blocks/   finished rollouts, a file a block
     .done/     their ids: Ray Data's row-level checkpoint
+    .spent/    wall seconds of all attempts
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.cost import machine_price
 from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt, Rollout
-from supertiny.rollout.blocks import finished_files, finished_ids
+from supertiny.rollout.blocks import finished_files, finished_ids, finished_names
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
+from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.ledger import LEDGER, check_complete, publish
-from supertiny.rollout.progress import watch
+from supertiny.rollout.progress import Goal, Tally, watch
+from supertiny.rollout.spending import Spending
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
 from supertiny.rollout_table import from_table, read_table
 from supertiny.tasks.base import load_task
@@ -43,7 +47,7 @@ from supertiny.tasks.base import load_task
 log = logging.getLogger(__name__)
 
 
-WORKING_FOLDERS = (".rows", ".blocks", ".done")
+WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent")
 
 
 def rollout(config: RolloutConfig) -> Artifact:
@@ -55,7 +59,9 @@ def rollout(config: RolloutConfig) -> Artifact:
         MissingInput: the teacher is not there.
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
+        BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
     """
+    machine_price(config.cost.machine, config.cost.prices)
     if config.endpoint is not None:
         open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
         return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
@@ -70,8 +76,10 @@ def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, 
     else:
         prompts = _prompts(config)
         rows = [(f"{prompt.id}/{index}", index, prompt) for prompt in prompts for index in range(config.group_size)]
-        speed = _generate(config, open_llm, folder, rows)
-        metrics = _finish(config, folder, [row[0] for row in rows], speed)
+        usd_per_hour = machine_price(config.cost.machine, config.cost.prices).usd_per_hour * config.cost.num_machines
+        spending = Spending(folder / ".spent" / "spent.json", usd_per_hour, config.cost.budget_usd)
+        speed = _generate(config, open_llm, folder, rows, spending)
+        metrics = _finish(config, folder, [row[0] for row in rows], speed, spending)
     for name in WORKING_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     return metrics
@@ -86,7 +94,9 @@ def _prompts(config: RolloutConfig) -> list[Prompt]:
     return prompts
 
 
-def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], speed: dict[str, float]) -> dict[str, Any]:
+def _finish(
+    config: RolloutConfig, folder: Path, expected_ids: Sequence[str], speed: dict[str, float], spending: Spending
+) -> dict[str, Any]:
     made: dict[str, Rollout] = {}
     for path in finished_files(folder / ".blocks", folder / ".done"):
         for row in from_table(read_table(path), str(path)):
@@ -94,13 +104,21 @@ def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], sp
     groups = [made[name] for name in expected_ids if name in made]
     check_complete(groups, expected_ids)
     filtered = filter_groups(groups, config.filters)
-    layers = {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates}
-    ledger = publish(folder, filtered.rollouts, {**layers, "last_attempt": speed})
+    busy, accepted = sum(row.engine_seconds for row in groups), sum(row.verdict.accepted for row in filtered.rollouts)
+    more = {
+        "rejected_by_layer": filtered.rejected_by_layer,
+        "pass_rates": filtered.pass_rates,
+        "cost": cost(accepted, spending.seconds, busy, config.layout.num_engines, spending.usd_per_hour),
+        "last_attempt": speed,
+    }
+    ledger = publish(folder, filtered.rollouts, more)
     log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(groups), ledger["accepted"], ledger["rejected_by_reason"])
     return ledger
 
 
-def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> dict[str, float]:
+def _generate(
+    config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]], spending: Spending
+) -> dict[str, float]:
     """Make every rollout that no finished block holds yet, and say how fast that was, the engine's start included."""
     blocks, done = folder / ".blocks", folder / ".done"
     finished = finished_ids(done)
@@ -108,6 +126,7 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequ
     log.info("%s: %s rollouts to make, %s made before", config.name, len(left), len(finished))
     if not left:
         return {}
+    spending.check(0, len(left))
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
     check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
@@ -120,12 +139,26 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequ
     with ray.data.DataContext.current(context):
         dataset = _dataset(config, open_llm, _write_rows(left, folder / ".rows"))
     written: Future[None] = Future()
+    seen = finished_names(done)
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
-    tally = watch(written, blocks, done, len(left), config.layout.log_every_seconds, config.layout.no_progress_seconds)
+    tally = Tally(blocks, done, seen=seen)
+    watch(written, tally, _goal(config, len(left)), spending)
+    spending.save()
     if finished_ids(done) != {row[0] for row in rows}:
         raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
     seconds = tally.seconds
     return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
+
+
+def _goal(config: RolloutConfig, rollouts: int) -> Goal:
+    layout = config.layout
+    return Goal(
+        rollouts=rollouts,
+        measured_rollouts=MEASURED_PROMPTS * config.group_size,
+        num_engines=layout.num_engines,
+        log_every_seconds=layout.log_every_seconds,
+        no_progress_seconds=layout.no_progress_seconds,
+    )
 
 
 def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:
