@@ -6,13 +6,16 @@ Every test starts a real process for the pipelines; the tasks here hang, crash a
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -35,7 +38,7 @@ class WordTask:
     """Answers with the model's word and accepts everything; a prompt named after a mischief does it.
 
     Args:
-        asked: file that gets a line with each prompt's id as it is taught.
+        asked: file that gets a line as a prompt is taught: its process, and the child's that it leaves behind.
     """
 
     tools: list[Tool] = [ECHO]  # noqa: RUF012
@@ -49,8 +52,9 @@ class WordTask:
 
     async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
         """One call."""
+        child = subprocess.Popen(["sleep", "3600"]).pid if prompt.id == "leave a child" else 0
         with self._asked.open("a") as file:
-            file.write(f"{prompt.id}\n")
+            file.write(f"{os.getpid()} {child}\n")
         answer = (await llm.complete(prompt.messages))[0]
         if prompt.id in WAITS:
             await WAITS[prompt.id]()
@@ -119,6 +123,7 @@ MISCHIEF: dict[str, Callable[[], object]] = {
     "break": break_down,
     "nonsense": raise_nonsense,
     "quit": lambda: sys.exit(3),
+    "leave a child": lambda: time.sleep(3600),
     "sleep": lambda: time.sleep(3600),
     "spin": spin,
     "regex": match_for_ever,
@@ -149,18 +154,19 @@ def rollouts(
     timeout_seconds: float = 60.0,
     blocking_seconds: float = 60.0,
     task: str = "WordTask",
+    contents: Mapping[str, str] | None = None,
     **filters: object,
 ) -> list[Rollout]:
-    """What an actor makes of prompts by these names, in their order."""
+    """What an actor makes of prompts by these names, in their order; they say their names unless `contents` has other words."""
     layout = {"row_timeout_seconds": timeout_seconds, "blocking_timeout_seconds": blocking_seconds}
     task_config = TaskConfig(path=f"{__name__}:{task}", options={"asked": str(folder / "asked")})
     config = validate(RolloutConfig, {"task": task_config, "layout": layout, "filters": filters}, "test")
-    prompts = [Prompt(id=name, messages=[{"role": "user", "content": name}]) for name in names]
+    prompts = [Prompt(id=name, messages=[{"role": "user", "content": (contents or {}).get(name, name)}]) for name in names]
     rows = pa.table(
         {
             "rollout_id": [f"{name}/0" for name in names],
             "index": pa.array([0] * len(names), pa.int32()),
-            "prompt": [prompt.model_dump_json() for prompt in prompts],
+            "prompt": [json.dumps(prompt.model_dump()) for prompt in prompts],
         }
     )
 
@@ -251,6 +257,54 @@ def test_mischief_after_mischief_comes_to_an_end_with_every_row_accounted_for(tm
     assert [row.prompt.id for row in made] == names
     assert [row.prompt.id for row in made if row.verdict.accepted] == ["fine"]
     assert [row.prompt.id for row in made if not row.verdict.accepted and not row.verdict.reason] == []
+
+
+def test_prompts_that_are_huge_empty_or_no_utf_8_are_accounted_for(tmp_path: Path) -> None:
+    contents = {"huge": "x" * 1_000_001, "empty": "", "no UTF-8": "l\ud800ight"}
+    huge, empty, broken, fine = rollouts([*contents, "fine"], tmp_path, contents=contents)
+    assert [row.verdict.reason for row in (huge, empty, broken, fine)] == ["failed", "", "failed", ""]
+    assert broken.prompt.messages == [{"role": "user", "content": "l\ud800ight"}]
+    assert len(huge.verdict.evidence) < 2100
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_end(process: int) -> None:
+    while is_running(process):
+        time.sleep(0.05)
+
+
+def test_what_a_tool_started_ends_with_the_process_of_the_pipelines(tmp_path: Path) -> None:
+    (bad,) = rollouts(["leave a child"], tmp_path, blocking_seconds=2)
+    assert bad.verdict.reason == "timed_out"
+    wait_for_end(int((tmp_path / "asked").read_text().split()[1]))
+
+
+def test_the_process_of_the_pipelines_ends_with_the_engines(tmp_path: Path) -> None:
+    code = f"import {__name__}, pathlib; {__name__}.rollouts(['hang'], pathlib.Path({str(tmp_path)!r}))"
+    engine = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    while not (tmp_path / "asked").exists() or not (tmp_path / "asked").read_text():
+        assert engine.poll() is None
+        time.sleep(0.05)
+    pipelines = int((tmp_path / "asked").read_text().split()[0])
+    assert is_running(pipelines)
+    engine.kill()
+    engine.wait()
+    wait_for_end(pipelines)
+
+
+def test_it_works_in_a_thread_as_ray_data_calls_it(tmp_path: Path) -> None:
+    made: list[Rollout] = []
+    thread = Thread(target=lambda: made.extend(rollouts(["fine", "kill"], tmp_path)))
+    thread.start()
+    thread.join()
+    assert [row.verdict.reason for row in made] == ["", "crashed"]
 
 
 def test_evidence_is_short(tmp_path: Path) -> None:
