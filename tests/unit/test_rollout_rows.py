@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -117,6 +118,8 @@ def break_down() -> None:
 WAITS: dict[str, Callable[[], Awaitable[None]]] = {
     "hang": lambda: asyncio.sleep(3600),
     "stubborn": be_stubborn,
+    "hang in a thread": lambda: asyncio.to_thread(time.sleep, 3600),
+    "work in a thread": lambda: asyncio.to_thread(time.sleep, 0.01),
     "cancelled": cancel_myself,
 }
 MISCHIEF: dict[str, Callable[[], object]] = {
@@ -191,44 +194,72 @@ def test_a_rollout_has_its_prompts_answer_the_tasks_verdict_and_what_its_calls_u
     assert fine.completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
 
 
+class CountingLlm(MortalLlm):
+    """Remembers how many calls were in flight at once."""
+
+    in_flight = most_in_flight = 0
+
+    async def complete(self, messages: Sequence[Message], **options: Any) -> list[Completion]:
+        """As the scripted model's."""
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        completions = await super().complete(messages, **options)
+        self.in_flight -= 1
+        return completions
+
+
 def test_rows_are_worked_on_at_the_same_time_and_share_the_engines_time(tmp_path: Path) -> None:
+    llm = CountingLlm(shout, delay_seconds=0.5)
     started = time.monotonic()
-    made = rollouts(["fine"] * 50, tmp_path, MortalLlm(shout, delay_seconds=0.5))
-    seconds = time.monotonic() - started
-    assert seconds < 25  # one after another
-    assert 0.5 <= sum(row.engine_seconds for row in made) < seconds
+    made = rollouts(["fine"] * 50, tmp_path, llm)
+    assert llm.most_in_flight > 25
+    assert 0 < sum(row.engine_seconds for row in made) < time.monotonic() - started
 
 
-@pytest.mark.parametrize(
-    ("name", "reason", "evidence"),
-    [
-        ("break", "failed", "KeyError: 'room'"),
-        ("nonsense", "failed", "NonsenseError"),
-        ("quit", "failed", "RuntimeError: the pipeline raised SystemExit: 3"),
-        ("cancelled", "failed", "CancelledError: "),
-        ("recursion", "failed", "RecursionError: maximum recursion depth exceeded"),
-        ("other type", "failed", "TypeError: teach returned int, expected Completion"),
-        ("10 MB", "failed", "ValueError: an answer of 10000000 characters, at most 1000000 are kept: 'xxx"),
-        ("other tokens", "failed", "CorruptArtifact: rollout other tokens/0: 1 teacher logprobs for 2 completion tokens"),
-        ("verifier raises", "failed", "IndexError: no such light"),
-        ("malformed", "malformed", "a <tool_call> block is not closed"),
-        ("no such tool", "schema", "no such tool: shout"),
-        ("bad schema", "schema", "echo: 7 is not of type 'string'"),
-    ],
-)
-def test_a_pipeline_that_raises_or_returns_nonsense_rejects_its_row_alone(name: str, reason: str, evidence: str, tmp_path: Path) -> None:
-    bad, fine = rollouts([name, "fine"], tmp_path)
-    assert (bad.verdict.accepted, bad.verdict.score, bad.verdict.reason) == (False, -1, reason)
-    assert bad.verdict.evidence.startswith(evidence)
-    assert len(bad.verdict.evidence) < 2100
-    assert bad.completion.usage.calls == 1  # paid for all the same
-    assert fine.verdict.accepted
+NONSENSE = {
+    "break": ("failed", "KeyError: 'room'"),
+    "nonsense": ("failed", "NonsenseError"),
+    "quit": ("failed", "RuntimeError: the pipeline raised SystemExit: 3"),
+    "cancelled": ("failed", "CancelledError: "),
+    "recursion": ("failed", "RecursionError: maximum recursion depth exceeded"),
+    "other type": ("failed", "TypeError: teach returned int, expected Completion"),
+    "10 MB": ("failed", "ValueError: an answer of 10000000 characters, at most 1000000 are kept: 'xxx"),
+    "other tokens": ("failed", "CorruptArtifact: rollout other tokens/0: 1 teacher logprobs for 2 completion tokens"),
+    "verifier raises": ("failed", "IndexError: no such light"),
+    "malformed": ("malformed", "a <tool_call> block is not closed"),
+    "no such tool": ("schema", "no such tool: shout"),
+    "bad schema": ("schema", "echo: 7 is not of type 'string'"),
+}
+
+
+@pytest.fixture(scope="module")
+def nonsense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rollout]:
+    """What becomes of all this nonsense in one block, and of a fine row among it."""
+    names = [*NONSENSE, "fine"]
+    return dict(zip(names, rollouts(names, tmp_path_factory.mktemp("nonsense")), strict=True))
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_pipeline_that_raises_or_returns_nonsense_rejects_its_row_alone(name: str, nonsense: dict[str, Rollout]) -> None:
+    reason, evidence = NONSENSE[name]
+    row = nonsense[name]
+    assert (row.verdict.accepted, row.verdict.score, row.verdict.reason) == (False, -1, reason)
+    assert row.verdict.evidence.startswith(evidence)
+    assert len(row.verdict.evidence) < 2100
+    assert row.completion.usage.calls == 1  # paid for all the same
+    assert nonsense["fine"].verdict.accepted
 
 
 @pytest.mark.parametrize("name", ["hang", "stubborn"])
 def test_a_pipeline_that_waits_too_long_rejects_its_row_alone(name: str, tmp_path: Path) -> None:
     bad, fine = rollouts([name, "fine"], tmp_path, timeout_seconds=2)
     assert (bad.verdict.reason, bad.verdict.evidence) == ("timed_out", "TimeoutError: the pipeline took longer than 2 s")
+    assert fine.verdict.accepted
+
+
+def test_tools_that_hang_in_threads_take_none_from_others(tmp_path: Path) -> None:
+    *hanging, fine = rollouts([*["hang in a thread"] * 50, "work in a thread"], tmp_path, timeout_seconds=3)
+    assert {row.verdict.reason for row in hanging} == {"timed_out"}
     assert fine.verdict.accepted
 
 

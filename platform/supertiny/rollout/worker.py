@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from itertools import count
 from typing import Any
@@ -37,6 +38,8 @@ _NOBODY = NOBODY.to_bytes(NOTE_BYTES, "little")
 LONGEST_TEXT_CHARS = 1_000_000
 LONGEST_EVIDENCE_CHARS = 2_000
 _CANCEL_SECONDS = 2.0
+_MOST_THREADS = 4096
+"""For `asyncio.to_thread`, whose own few would all be taken by the first tools that hang in one; a thread cannot be stopped."""
 _ROW: ContextVar[int] = ContextVar("row", default=NOBODY)
 
 
@@ -130,8 +133,12 @@ def main(socket_fd: int, note_fd: int, trace_fd: int) -> None:
         asyncio.run(_serve(socket.socket(fileno=socket_fd), mmap.mmap(note_fd, NOTE_BYTES), trace_fd))
     except Exception:
         log.exception("the process of the pipelines")
-    finally:
-        os.killpg(0, signal.SIGKILL)  # with what its tools left behind; the group is its own
+    _end()
+
+
+def _end() -> None:
+    """End this process and what its tools left behind, at once: a tidy end would wait for pipelines and threads that hang."""
+    os.killpg(0, signal.SIGKILL)  # the group is its own
 
 
 async def _serve(connection: socket.socket, note: mmap.mmap, trace_fd: int) -> None:
@@ -143,14 +150,16 @@ async def _serve(connection: socket.socket, note: mmap.mmap, trace_fd: int) -> N
         wire.send(writer, wire.Started(clip(describe(error))))
         return await writer.drain()
     wire.send(writer, wire.Started(""))
-    asyncio.get_running_loop().set_task_factory(_factory(note))
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(_factory(note))
+    loop.set_default_executor(ThreadPoolExecutor(_MOST_THREADS))
     llm = RemoteLlm(writer)
     running = {asyncio.create_task(_beat(start.blocking_timeout_seconds, trace_fd))}
     while True:
         try:
             message = await wire.receive(reader)
         except (EOFError, ConnectionError):
-            return
+            return _end()
         if isinstance(message, wire.Reply):
             llm.take(message)
             continue
