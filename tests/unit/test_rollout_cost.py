@@ -96,7 +96,7 @@ def test_a_job_goes_on_while_too_few_rollouts_say_what_they_cost_and_stops_when_
     write_block(tmp_path, "a", [f"p{at}/0" for at in range(4)])
     with pytest.raises(BudgetExceeded, match="4 of 2000 rollouts made in this attempt; nothing is published"):
         watched(tmp_path, spending(tmp_path, budget_usd=1), rollouts=2000, measured=5)
-    assert json.loads((tmp_path / ".spent" / "spent.json").read_text())["wall_seconds"] >= 1
+    assert json.loads((tmp_path / ".spent" / "spent.json").read_text())["wall_seconds"] > 0
 
 
 def test_a_job_without_a_budget_is_measured_and_not_stopped(tmp_path: Path) -> None:
