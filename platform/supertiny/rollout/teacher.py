@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -40,6 +42,7 @@ class TeacherActor:
 
     def __init__(self, open_llm: OpenLlm, config: RolloutConfig) -> None:
         configure_logging()
+        atexit.register(_be_silent)
         self._tools = load_task(config.task).tools
         self._llm = open_llm()
         self._judge = config.filters.judge
@@ -91,6 +94,11 @@ class TeacherActor:
             judgement = Judgement(prompt=asked, answers=[], score=None, usage=Usage(calls=0))
             return rejected("judge_failed", describe(error)).model_copy(update={"judgement": judgement, "score": verdict.score})
         return with_judgement(verdict, judgement, config)
+
+
+def _be_silent() -> None:
+    """Drop what the process still writes while it ends: Triton's bindings list dozens of objects that they leaked."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def storable(rollout: Rollout) -> Rollout:
