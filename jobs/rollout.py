@@ -1,6 +1,8 @@
 """Run the teacher pipeline over a task's prompts and publish what the verifier accepts, with top-k teacher log-probabilities.
 
 python jobs/rollout.py --config jobs/configs/demo/rollout.toml
+
+With `--dry-run` it says how many rollouts, tokens, hours and dollars that will be. Run it again to go on where it was stopped.
 """
 
 from supertiny.cli import run_job
@@ -14,5 +16,12 @@ def main(config: RolloutConfig) -> None:
     rollout(config)
 
 
+def estimate(config: RolloutConfig) -> str:
+    """What they will take."""
+    from supertiny.rollout.dry_run import describe  # loads the task
+
+    return describe(config)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_job(RolloutConfig, main, default="jobs/configs/demo/rollout.toml"))
+    raise SystemExit(run_job(RolloutConfig, main, estimate=estimate, default="jobs/configs/demo/rollout.toml"))

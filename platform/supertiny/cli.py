@@ -21,11 +21,19 @@ C = TypeVar("C", bound=Config)
 log = logging.getLogger("supertiny")
 
 
-def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = None, argv: Sequence[str] | None = None) -> int:
+def run_job(
+    cls: type[C],
+    main: Callable[[C], None],
+    *,
+    default: str | None = None,
+    estimate: Callable[[C], str] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
     """Parse, validate and print the config (all of it with `--dry-run`, else what is not default), then run `main` on it.
 
     Args:
         default: config file used where `--config` is not given, relative to the checkout.
+        estimate: what `--dry-run` logs besides, in a line: what the job will take.
 
     Returns:
         The process's exit status.
@@ -34,7 +42,9 @@ def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = No
     parser = argparse.ArgumentParser(description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", default=_checkout(job.__file__) / default if default else None, help="TOML file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting; repeatable")
-    parser.add_argument("--dry-run", action="store_true", help="validate, print the resolved config and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="validate, print the resolved config and an estimate where there is one, and stop"
+    )
     flags = parser.parse_args(argv)
     configure_logging()
     try:
@@ -45,7 +55,11 @@ def run_job(cls: type[C], main: Callable[[C], None], *, default: str | None = No
     print(config.model_dump_json(indent=2, exclude_defaults=not flags.dry_run))
     if isinstance(config, StageConfig):
         log.info("supertiny %s, revision %s; outputs in %s", package_version(), config.git_revision, Path(config.run_root).expanduser())
-    return 0 if flags.dry_run else _run(main, config)
+    if not flags.dry_run:
+        return _run(main, config)
+    if estimate is not None:
+        log.info("%s", estimate(config))
+    return 0
 
 
 def configure_logging() -> None:

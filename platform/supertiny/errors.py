@@ -5,6 +5,7 @@ SupertinyError
 ├── MissingInput        (FileNotFoundError)  a model, data file or artifact is not where the config says
 ├── CorruptArtifact     (ValueError)         a file differs from its manifest's hash, or cannot be read
 ├── PlanTooBig          (RuntimeError)       the cluster can never give what the plan asks for
+├── BudgetExceeded      (RuntimeError)       the work costs, or will cost, more dollars than the config allows
 ├── NoProgress          (TimeoutError)       something made no progress for longer than its limit
 ├── MalformedCall       (ValueError)         a completion is not a well-formed list of function calls
 ├── ToolFailure         (RuntimeError)       a tool refused its arguments, raised, or ran out of time
@@ -35,6 +36,10 @@ class CorruptArtifact(SupertinyError, ValueError):
 
 class PlanTooBig(SupertinyError, RuntimeError):
     """The cluster can never give what the plan asks for."""
+
+
+class BudgetExceeded(SupertinyError, RuntimeError):
+    """The work costs, or will cost, more dollars than the config allows."""
 
 
 class NoProgress(SupertinyError, TimeoutError):

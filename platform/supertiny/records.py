@@ -78,8 +78,20 @@ class Completion(Record):
     usage: Usage = Usage()
 
 
+class Judgement(Record):
+    """What a judging model said of one completion, word for word."""
+
+    prompt: list[Message]
+    """The conversation that it was asked with."""
+    answers: list[str]
+    """Its raw answers, one a vote."""
+    score: float | None
+    """Mean of the scores that could be read; None where too few could."""
+    usage: Usage
+
+
 class Verdict(Record):
-    """What a task's verifier says of one completion."""
+    """What a task's verifier says of one completion, and then a judge where one is asked."""
 
     accepted: bool
     score: float = Field(ge=-1, le=1)
@@ -88,6 +100,8 @@ class Verdict(Record):
     """Why it was not accepted, one of a few snake_case words so that they can be counted; empty when accepted."""
     evidence: str = ""
     """What was seen, for a person: the expected and the given call, the tool's message."""
+    judgement: Judgement | None = None
+    """The judge's; None where none was asked."""
 
 
 class Rollout(Record):
@@ -103,3 +117,14 @@ class Rollout(Record):
     verdict: Verdict
     seconds: float
     """From the pipeline's first call to its answer, other prompts being in flight."""
+    engine_seconds: float = 0.0
+    """Its share of the time in which the engine was busy: those of all rollouts add up to it."""
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be stored: a lone surrogate, which JSON may hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

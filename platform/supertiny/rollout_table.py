@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import CorruptArtifact, MissingInput
-from supertiny.records import Completion, Prompt, Rollout, TopK, Usage, Verdict
+from supertiny.records import Completion, Judgement, Prompt, Rollout, TopK, Usage, Verdict, is_utf8
 
 ACCEPTED = "rollouts.parquet"
 REJECTED = "rejected.parquet"
@@ -49,7 +49,9 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float32(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("evidence", pa.string(), nullable=False),
+        pa.field("judgement", pa.string()),  # JSON; null where no model judged
         pa.field("seconds", pa.float32(), nullable=False),
+        pa.field("engine_seconds", pa.float32(), nullable=False),
     ]
 )
 
@@ -127,9 +129,9 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         "index": rollout.index,
         "prompt_id": prompt.id,
         "slice": prompt.slice,
-        "messages": json.dumps(prompt.messages, ensure_ascii=False),
-        "tools": json.dumps(rollout.tools, ensure_ascii=False),
-        "reference": None if prompt.reference is None else json.dumps([call.model_dump() for call in prompt.reference], ensure_ascii=False),
+        "messages": _json(prompt.messages),
+        "tools": _json(rollout.tools),
+        "reference": None if prompt.reference is None else _json([call.model_dump() for call in prompt.reference]),
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "token_ids": completion.token_ids,
@@ -146,7 +148,9 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         "score": verdict.score,
         "reason": verdict.reason,
         "evidence": verdict.evidence,
+        "judgement": None if verdict.judgement is None else _json(verdict.judgement.model_dump()),
         "seconds": rollout.seconds,
+        "engine_seconds": rollout.engine_seconds,
     }
 
 
@@ -183,9 +187,21 @@ def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Ro
             finish_reason=row["finish_reason"],
             usage=Usage(**{key: row[key] for key in ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")}),
         ),
-        verdict=Verdict(accepted=row["accepted"], score=row["score"], reason=row["reason"], evidence=row["evidence"]),
+        verdict=_verdict(row),
         seconds=row["seconds"],
+        engine_seconds=row["engine_seconds"],
     )
+
+
+def _verdict(row: dict[str, Any]) -> Verdict:
+    judgement = None if row["judgement"] is None else Judgement.model_validate(json.loads(row["judgement"]))
+    return Verdict(accepted=row["accepted"], score=row["score"], reason=row["reason"], evidence=row["evidence"], judgement=judgement)
+
+
+def _json(value: Any) -> str:
+    """JSON as readable as Parquet takes it: a lone surrogate, which is no UTF-8, is escaped, and comes back as it was."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_utf8(text) else json.dumps(value)
 
 
 def _read_top_k(name: str, num_tokens: int, k: int, ids: Any, logprobs: Any) -> TopK | None:

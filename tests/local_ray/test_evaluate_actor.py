@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,10 @@ def test_one_actor_measures_a_teacher_pipeline_and_a_student_on_the_same_prompts
 
 def test_the_evaluator_leaves_its_cpu_to_others() -> None:
     evaluator(0, 60)
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 30  # what earlier actors held is counted back a little later
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
 
 
 def test_a_dead_evaluator_is_replaced() -> None:

@@ -115,6 +115,40 @@ def test_a_rollout_killed_in_the_middle_goes_on_where_it_was_and_every_row_is_th
     assert sorted(path.name for path in folder.iterdir()) == ["ledger.json", "manifest.json", "rejected.parquet", "rollouts.parquet"]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_budget_that_is_spent_ends_the_job_and_keeps_what_was_made(tmp_path: Path, checkout: Path) -> None:
+    make_tiny_model(tmp_path)
+    config, log = tmp_path / "rollout.toml", tmp_path / "log"
+    config.write_text(CONFIG.format(root=tmp_path))
+    job = start_job(checkout, config, log)
+    try:
+        wait_for_blocks(job, tmp_path, BLOCK)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait(10)
+    before = finished_ids(next(tmp_path.glob(".rollouts.*.partial/.done")))
+
+    config.write_text(CONFIG.format(root=tmp_path) + "\n[cost]\nbudget_usd = 1e-9\n")
+    poor = start_job(checkout, config, log)
+    assert poor.wait(120) == 1
+    assert "error: BudgetExceeded: " in log.read_text()
+    assert not (tmp_path / "rollouts").exists()
+    assert finished_ids(next(tmp_path.glob(".rollouts.*.partial/.done"))) == before
+
+    config.write_text(CONFIG.format(root=tmp_path) + "\n[cost]\nbudget_usd = 1e9\n")
+    rich = start_job(checkout, config, log)
+    try:
+        assert rich.wait(120) == 0, log.read_text()[-3000:]
+    finally:
+        rich.kill()
+    ledger = json.loads((open_artifact("rollouts", str(tmp_path), "rollouts").path / "ledger.json").read_text())
+    assert ledger["rollouts"] == PROMPTS * GROUP
+    assert f"{PROMPTS * GROUP - len(before)} rollouts to make, {len(before)} made before" in log.read_text()
+    assert 0 < ledger["cost"]["used_usd"] <= ledger["cost"]["reserved_usd"]
+    assert ledger["cost"]["wall_seconds"] > ledger["last_attempt"]["seconds"]
+
+
 def endpoint_config(root: Path, **settings: object) -> RolloutConfig:
     """A rollout whose model is an endpoint that nobody serves."""
     task = TaskConfig(options={"train_prompts": 2})

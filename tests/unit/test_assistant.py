@@ -268,3 +268,12 @@ def test_the_base_learns_another_assistant_and_the_teacher_every_step() -> None:
 def test_pretraining_repeats_for_a_seed() -> None:
     first, second = (list(itertools.islice(TASK.pretraining_examples("teacher", 3), 50)) for _ in range(2))
     assert first == second
+
+
+def test_noise_changes_how_a_request_is_said_and_not_what_it_asks_for() -> None:
+    patterns = {"set_light": ["turn on the {room} light => power=on"]}
+    noisy = list(itertools.islice(requests("train", 0, patterns, noise=1.0), 300))
+    assert all(call and call.arguments.keys() == {"room", "power"} for call in (request.call for request in noisy))
+    assert any("turn on {room} light" in request.skeleton for request in noisy)
+    assert all("turn on" in request.skeleton for request in noisy)
+    assert len({request.skeleton for request in noisy}) > 250

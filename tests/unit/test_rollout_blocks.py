@@ -17,7 +17,8 @@ def write_block(folder: Path, name: str, ids: list[str], *, pending: bool = Fals
     """A block as Ray Data leaves it: its rows, and its ids under a name that says whether it was cut off."""
     for part in ("blocks", "done"):
         (folder / part).mkdir(exist_ok=True)
-    rows = {"rollout_id": ids, "accepted": [True] * len(ids), "completion_tokens": [3] * len(ids)}
+    counts = {"accepted": True, "prompt_tokens": 10, "completion_tokens": 3, "engine_seconds": 0.5}
+    rows = {"rollout_id": ids, **{name: [value] * len(ids) for name, value in counts.items()}}
     pq.write_table(pa.table(rows), folder / "blocks" / f"{name}-0.parquet")
     pq.write_table(pa.table({"rollout_id": ids}), folder / "done" / f"{name}{'.pending' if pending else ''}.parquet")
 
@@ -47,4 +48,5 @@ def test_a_tally_counts_every_finished_block_once(tmp_path: Path) -> None:
     write_block(tmp_path, "b", ["q/0"])
     write_block(tmp_path, "c", ["q/1"], pending=True)
     assert (tally.update(), tally.rollouts, tally.accepted) == (1, 3, 3)
+    assert (tally.prompt_tokens, tally.engine_seconds) == (30, 1.5)
     assert tally.update() == 0

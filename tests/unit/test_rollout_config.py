@@ -25,3 +25,21 @@ def test_a_teacher_beside_an_endpoint_would_have_no_effect_and_is_refused() -> N
     assert validate(RolloutConfig, {"endpoint": endpoint}, "x").endpoint is not None
     with pytest.raises(ConfigError, match="with an endpoint, engine and teacher would have no effect"):
         validate(RolloutConfig, {"endpoint": endpoint, "teacher": "teacher", "engine": {"max_model_len": 64}}, "x")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"filters": {"judge": {"min_score": 6}}}, "filters.judge: min_score 6 is over max_score 5: nothing would be accepted"),
+        ({"filters": {"judge": {"votes": 3}}}, "filters.judge: 3 votes at temperature 0 would all be the same"),
+        ({"filters": {"min_pass_rate": 0.8, "max_pass_rate": 0.5}}, "filters: min_pass_rate 0.8 is over max_pass_rate 0.5"),
+        ({"filters": {"max_pass_rate": 0.3}, "group_size": 2}, "max_pass_rate 0.3 with group_size 2 keeps nothing"),
+    ],
+)
+def test_filters_that_would_keep_nothing_or_do_nothing_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(RolloutConfig, values, "x")
+
+
+def test_no_filter_is_on_but_for_the_schema() -> None:
+    assert {key: value for key, value in RolloutConfig().filters.model_dump().items() if value} == {"check_schema": True}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from supertiny.errors import CorruptArtifact
-from supertiny.records import Call, Completion, Prompt, Rollout, Usage, Verdict
+from supertiny.records import Call, Completion, Judgement, Prompt, Rollout, Usage, Verdict
+from supertiny.rollout.config import FiltersConfig
 from supertiny.rollout.filters import filter_groups, majority
 from supertiny.rollout.ledger import check_complete, publish
 from supertiny.rollout_table import read_rejected, read_rollouts
@@ -43,6 +46,10 @@ def reasons(rollouts: Sequence[Rollout]) -> list[str]:
     return ["accepted" if rollout.verdict.accepted else rollout.verdict.reason for rollout in rollouts]
 
 
+def filtered(rollouts: Sequence[Rollout], **filters: Any) -> list[Rollout]:
+    return filter_groups(rollouts, FiltersConfig(**filters)).rollouts
+
+
 def test_the_majority_is_the_commonest_calls_whatever_their_case_and_the_earliest_on_a_tie() -> None:
     loud = [Call(name="set_light", arguments={"power": "OFF"})]
     assert majority([ON, OFF, loud]) == (OFF, 2)
@@ -50,13 +57,13 @@ def test_the_majority_is_the_commonest_calls_whatever_their_case_and_the_earlies
 
 
 def test_where_nobody_knows_the_right_calls_the_majority_becomes_the_reference_and_the_others_a_minority() -> None:
-    result = filter_groups(group([OFF, ON, ON, None]), min_agreement=None, drop_duplicates=False)
+    result = filtered(group([OFF, ON, ON, None]), min_agreement=None, drop_duplicates=False)
     assert reasons(result) == ["minority", "accepted", "accepted", "schema"]
     assert [rollout.prompt.reference for rollout in result] == [ON] * 4
 
 
 def test_a_known_reference_is_kept() -> None:
-    result = filter_groups(group([OFF, OFF, ON], reference=ON), min_agreement=None, drop_duplicates=False)
+    result = filtered(group([OFF, OFF, ON], reference=ON), min_agreement=None, drop_duplicates=False)
     assert reasons(result) == ["accepted"] * 3
     assert result[0].prompt.reference == ON
 
@@ -70,41 +77,124 @@ def test_a_known_reference_is_kept() -> None:
     ],
 )
 def test_agreement_is_asked_of_the_whole_group_rejected_completions_included(answers: list[list[Call] | None], expected: list[str]) -> None:
-    result = filter_groups(group(answers), min_agreement=0.75, drop_duplicates=False)
+    result = filtered(group(answers), min_agreement=0.75, drop_duplicates=False)
     assert reasons(result) == expected
     assert result[0].prompt.reference == (ON if expected[0] == "accepted" else None)
 
 
 def test_no_call_is_an_answer_that_completions_can_agree_on() -> None:
-    result = filter_groups(group([[], [], ON]), min_agreement=0.6, drop_duplicates=False)
+    result = filtered(group([[], [], ON]), min_agreement=0.6, drop_duplicates=False)
     assert reasons(result) == ["accepted", "accepted", "minority"]
     assert result[0].prompt.reference == []
 
 
 def test_the_second_of_two_equal_texts_of_a_prompt_is_a_duplicate_only_where_that_is_asked_for() -> None:
     rollouts = group([ON, OFF, ON], reference=ON) + group([ON], prompt_id="q", reference=ON)
-    assert reasons(filter_groups(rollouts, min_agreement=None, drop_duplicates=True)) == ["accepted", "accepted", "duplicate", "accepted"]
-    assert reasons(filter_groups(rollouts, min_agreement=None, drop_duplicates=False)) == ["accepted"] * 4
+    assert reasons(filtered(rollouts, min_agreement=None, drop_duplicates=True)) == ["accepted", "accepted", "duplicate", "accepted"]
+    assert reasons(filtered(rollouts, min_agreement=None, drop_duplicates=False)) == ["accepted"] * 4
 
 
-@given(
-    st.lists(st.lists(st.sampled_from([ON, OFF, DIM, [], None]), min_size=1, max_size=5), max_size=5),
-    st.sampled_from([None, 0.3, 0.5, 1.0]),
-    st.booleans(),
+def test_a_prompt_is_dropped_by_the_share_of_its_completions_that_were_accepted_before_duplicates_were() -> None:
+    rollouts = [
+        *group([ON, ON, ON, ON], prompt_id="always", reference=ON),
+        *group([ON, ON, None, None], prompt_id="half", reference=ON),
+        *group([ON, None, None, None], prompt_id="seldom", reference=ON),
+        *group([None] * 4, prompt_id="never", reference=ON),
+    ]
+    result = filtered(rollouts, min_pass_rate=0.5, max_pass_rate=0.75, drop_duplicates=True)
+    assert reasons(result) == [
+        *["often_solved"] * 4,
+        *["accepted", "duplicate", "schema", "schema"],
+        *["seldom_solved", "schema", "schema", "schema"],
+        *["schema"] * 4,
+    ]
+    assert result[0].verdict.evidence == "4 of the prompt's 4 completions were accepted; max_pass_rate is 0.75"
+
+
+def test_bounds_of_the_pass_rate_are_themselves_kept() -> None:
+    rollouts = group([ON, None, None, None], prompt_id="a", reference=ON) + group([ON, ON, ON, None], prompt_id="b", reference=ON)
+    assert sum(row.verdict.accepted for row in filtered(rollouts, min_pass_rate=0.25, max_pass_rate=0.75)) == 4
+
+
+def said(words: str, answer: list[Call], prompt_id: str) -> list[Rollout]:
+    """One accepted rollout of a prompt of these words, after a system message that all share."""
+    (row,) = group([answer], prompt_id=prompt_id, reference=answer)
+    messages = [{"role": "system", "content": "You are the assistant of a smart home. " * 9}, {"role": "user", "content": words}]
+    return [row.model_copy(update={"prompt": row.prompt.model_copy(update={"messages": messages})})]
+
+
+def test_a_near_duplicate_makes_the_same_calls_for_nearly_the_same_words() -> None:
+    rollouts = [
+        *said("please switch on the light in the kitchen now", ON, "b"),
+        *said("Please switch on the light in the kitchen", ON, "a"),
+        *said("please switch on the light in the kitchen", OFF, "c"),
+        *said("is anybody home", ON, "d"),
+    ]
+    result = filtered(rollouts, max_similarity=0.8)
+    assert reasons(result) == ["near_duplicate", "accepted", "accepted", "accepted"]
+    assert result[0].verdict.evidence == "the same calls as prompt a, whose text has a similarity of 0.90"
+
+
+def test_completions_of_one_prompt_are_no_near_duplicates_of_one_another() -> None:
+    assert reasons(filtered(group([ON, ON], reference=ON), max_similarity=0.8)) == ["accepted", "accepted"]
+
+
+def test_a_prompt_that_was_dropped_stands_in_no_others_way() -> None:
+    rollouts = group([ON, ON], prompt_id="always", reference=ON) + group([ON, None], prompt_id="sometimes", reference=ON)
+    assert reasons(filtered(rollouts, max_pass_rate=0.5, max_similarity=0.8)) == ["often_solved", "often_solved", "accepted", "schema"]
+
+
+def test_every_layer_is_counted_and_the_pass_rates_are_told() -> None:
+    judged = Judgement(prompt=[], answers=["Score: 1"], score=1.0, usage=Usage())
+    verdict = Verdict(accepted=False, score=1, reason="low_score", judgement=judged)
+    rollouts = [
+        *group([ON, ON, None, OFF], prompt_id="a"),
+        *[row.model_copy(update={"verdict": verdict}) for row in group([ON], prompt_id="b", reference=ON)],
+        *group([OFF], prompt_id="c", reference=OFF),
+        *group([OFF], prompt_id="d", reference=OFF),
+    ]
+    result = filter_groups(rollouts, FiltersConfig(drop_duplicates=True, max_similarity=0.5, max_pass_rate=0.9))
+    assert result.rejected_by_layer == {"verdict": 1, "judge": 1, "agreement": 1, "pass_rate": 2, "duplicate": 1, "near_duplicate": 0}
+    assert result.pass_rates == {"0/1": 1, "2/4": 1, "1/1": 2}
+    assert sum(result.rejected_by_layer.values()) + len([row for row in result.rollouts if row.verdict.accepted]) == len(rollouts)
+
+
+ANSWERS = st.lists(st.lists(st.sampled_from([ON, OFF, DIM, [], None]), min_size=1, max_size=5), max_size=5)
+FILTERS = st.fixed_dictionaries(
+    {
+        "min_agreement": st.sampled_from([None, 0.3, 0.5, 1.0]),
+        "min_pass_rate": st.sampled_from([None, 0.4]),
+        "max_pass_rate": st.sampled_from([None, 0.7]),
+        "drop_duplicates": st.booleans(),
+        "max_similarity": st.sampled_from([None, 0.8]),
+    }
 )
-def test_no_rollout_is_lost_doubled_moved_or_accepted_again(
-    groups: list[list[list[Call] | None]], min_agreement: float | None, drop: bool
-) -> None:
+
+
+@given(ANSWERS, FILTERS)
+def test_no_rollout_is_lost_doubled_moved_or_accepted_again(groups: list[list[list[Call] | None]], filters: dict[str, Any]) -> None:
     before = [rollout for at, answers in enumerate(groups) for rollout in group(answers, prompt_id=str(at))]
-    after = filter_groups(before, min_agreement=min_agreement, drop_duplicates=drop)
+    result = filter_groups(before, FiltersConfig(**filters))
+    after = result.rollouts
     assert [rollout.rollout_id for rollout in after] == [rollout.rollout_id for rollout in before]
     assert all(old.verdict.accepted or not new.verdict.accepted for old, new in zip(before, after, strict=True))
     assert all(new.verdict.accepted or new.verdict.reason or not old.verdict.reason for old, new in zip(before, after, strict=True))
+    assert sum(result.rejected_by_layer.values()) == sum(not rollout.verdict.accepted for rollout in after)
+    assert sum(result.pass_rates.values()) == len(groups)
+
+
+@given(ANSWERS, FILTERS, st.randoms())
+def test_the_order_of_the_prompts_decides_nothing(groups: list[list[list[Call] | None]], filters: dict[str, Any], random: Random) -> None:
+    members = [group(answers, prompt_id=str(at)) for at, answers in enumerate(groups)]
+    first = filtered([row for each in members for row in each], **filters)
+    random.shuffle(members)
+    second = filtered([row for each in members for row in each], **filters)
+    assert sorted(first, key=lambda row: row.rollout_id) == sorted(second, key=lambda row: row.rollout_id)
 
 
 def test_the_ledger_adds_up_and_the_tables_hold_what_it_says(tmp_path: Path) -> None:
     rollouts = group([ON, None, ON], reference=ON) + group([[], None], prompt_id="q", reference=[], slice_name="out_of_scope")
-    ledger = publish(tmp_path, rollouts, {"seconds": 1.5})
+    ledger = publish(tmp_path, rollouts, {"last_attempt": {"seconds": 1.5}})
     assert ledger == json.loads((tmp_path / "ledger.json").read_text())
     assert ledger["last_attempt"] == {"seconds": 1.5}
     assert (ledger["prompts"], ledger["rollouts"], ledger["accepted"], ledger["rejected"]) == (2, 5, 3, 2)

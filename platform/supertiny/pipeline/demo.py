@@ -19,7 +19,7 @@ from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job
 from supertiny.pipeline.report import show, write_run_report
-from supertiny.serving.run import check_port, served
+from supertiny.serving.port import check_port
 from supertiny.serving.traffic import TrafficReport, measure
 from supertiny.tasks.base import load_task
 
@@ -66,7 +66,9 @@ def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
 
 def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: bool) -> TrafficReport:
     """The traffic of both arms over HTTP; where nothing was promoted, everything goes to the control."""
-    import ray
+    import ray  # reads the token's settings, which the cluster's start has put into the environment
+
+    from supertiny.serving.run import served
 
     settings = config.serve if promoted else config.serve.model_copy(update={"student": None, "traffic_fraction": 0.0})
     task = load_task(config.task)

@@ -70,6 +70,7 @@ def check(config: PipelineConfig) -> None:
             open_artifact(model, config.run_root, "model")
     load_task(config.task)
     machine_price(config.evaluate.machine, config.evaluate.prices)
+    machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     check_rollout_fits(config.rollout.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]

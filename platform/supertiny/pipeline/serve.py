@@ -13,6 +13,7 @@ from supertiny.config import load
 from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.local_cluster import local_cluster
+from supertiny.serving.port import check_port
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +43,15 @@ def main() -> int:
 
 def serve(config: PipelineConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
-    from supertiny.serving.run import check_port, served
     from supertiny.serving.sources import model_paths
 
     model_paths(config.serve)  # a missing promotion shows before Ray starts
     check_port(config.traffic.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with local_cluster(config.num_cpus) as cluster:
-        import ray
+        import ray  # reads the token's settings, which the cluster's start has put into the environment
+
+        from supertiny.serving.run import served
 
         ray.init(cluster.address, log_to_driver=False)
         with served(config.serve, port=config.traffic.port) as url:

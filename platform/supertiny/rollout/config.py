@@ -25,10 +25,113 @@ class LayoutConfig(Config):
     """Blocks that one engine works on at a time; times `block_rows`, keep it above the engine's `max_num_seqs`."""
     row_timeout_seconds: float = Field(120.0, gt=0)
     """A teacher pipeline that takes longer for one rollout is stopped, and the row rejected as `timed_out`."""
+    blocking_timeout_seconds: float = Field(30.0, gt=0)
+    """A pipeline or verifier whose synchronous code lets no other one run for longer is killed, and the row rejected as `timed_out`; the
+    rows beside it begin again."""
     no_progress_seconds: float = Field(600.0, gt=0)
     """No block written for this long ends the job with NoProgress."""
     log_every_seconds: float = Field(5.0, gt=0)
     """Between two progress lines."""
+
+
+class JudgeConfig(Config):
+    """A model that grades, by a rubric, what the verifier accepted."""
+
+    rubric: str = Field(
+        "The calls do all that the user asked for, and nothing else. Every argument is what the user said, or follows from it. "
+        "Where no tool can do it, the answer says so and calls none.",
+        min_length=1,
+    )
+    """What a perfect answer is like, for the judge to read."""
+    max_score: int = Field(5, gt=1)
+    """Best score of the scale, which begins at 1."""
+    min_score: float = Field(4.0, ge=1)
+    """Smallest mean score that is accepted; below, the row is rejected as `low_score`."""
+    votes: int = Field(1, ge=1, le=16)
+    """Answers drawn a row. Where not more than half of them have a score of the scale, the row is rejected as `no_score`."""
+    temperature: float = Field(0.0, ge=0)
+    """At which they are drawn; several votes at 0 would all be the same."""
+    max_tokens: int = Field(256, gt=0)
+    """Longest answer."""
+    endpoint: EndpointConfig | None = None
+    """An endpoint that judges; None asks the model that the teacher pipeline calls."""
+
+    @model_validator(mode="after")
+    def _can_tell(self) -> JudgeConfig:
+        if self.min_score > self.max_score:
+            raise ValueError(f"min_score {self.min_score:g} is over max_score {self.max_score}: nothing would be accepted")
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError(f"{self.votes} votes at temperature 0 would all be the same; raise the temperature, or ask for one")
+        return self
+
+
+class LikelihoodConfig(Config):
+    """Which accepted completions of a prompt the student finds likely enough; for `rollout.likelihood.likely`."""
+
+    keep_per_prompt: int | None = Field(None, gt=0)
+    """Only so many of a prompt's accepted completions, the likeliest ones; None keeps all."""
+    min_logprob: float | None = Field(None, le=0)
+    """Smallest mean log-probability of a completion's tokens under the student, nats a token; None asks for none."""
+
+
+class FiltersConfig(Config):
+    """What a rollout has to pass besides the task's verifier, layer by layer in this order."""
+
+    check_schema: bool = True
+    """Reject as `schema` an accepted completion whose calls its tools' JSON schemas refuse, whatever the verifier says. One whose calls
+    cannot be read is `malformed` in any case."""
+    judge: JudgeConfig | None = None
+    """Ask a model about what the verifier accepted."""
+    min_agreement: float | None = Field(None, gt=0, le=1)
+    """Smallest share of a prompt's `group_size` completions that must be accepted and make the same calls, else the whole group is
+    rejected as `no_agreement`; None asks for none. Where nobody knows the right calls, the commonest ones become the prompt's
+    reference either way, and completions that make others are rejected as `minority`."""
+    min_pass_rate: float | None = Field(None, gt=0, le=1)
+    """Smallest share of a prompt's completions accepted so far: below, the others are rejected as `seldom_solved`. A prompt that is
+    never solved has no accepted completion and so falls out by itself."""
+    max_pass_rate: float | None = Field(None, gt=0, lt=1)
+    """Largest such share: a prompt above it is rejected as `often_solved`. 0.99 drops those that are always solved."""
+    drop_duplicates: bool = False
+    """Reject a completion whose text an earlier one of its prompt already has. A nearly greedy teacher loses most rows by it."""
+    max_similarity: float | None = Field(None, gt=0, lt=1)
+    """Reject as `near_duplicate` what makes the same calls as an accepted completion of another prompt whose text is more similar than this
+    (Jaccard similarity of 5-character shingles, system messages left out). 0.8 takes texts for the same that differ in a word or two of
+    ten; prompts that differ in what they ask for make different calls and stay."""
+
+    @model_validator(mode="after")
+    def _some_pass(self) -> FiltersConfig:
+        if self.min_pass_rate is not None and self.max_pass_rate is not None and self.min_pass_rate > self.max_pass_rate:
+            raise ValueError(
+                f"min_pass_rate {self.min_pass_rate:g} is over max_pass_rate {self.max_pass_rate:g}: nothing would be accepted"
+            )
+        return self
+
+
+class RatesConfig(Config):
+    """What one rollout takes on average."""
+
+    engine_seconds: float = Field(gt=0)
+    """Busy seconds of one engine a rollout, many in flight: `engine_seconds` of a ledger over its `rollouts`."""
+    prompt_tokens: float = Field(0.0, ge=0)
+    """Of all calls of the pipeline and the judge."""
+    completion_tokens: float = Field(0.0, ge=0)
+    """Likewise."""
+
+
+class CostConfig(Config):
+    """What the rollouts may cost; none of it decides what comes out."""
+
+    machine: str = "m7i-large"
+    """The machine that the job reserves, by its name in the price table."""
+    num_machines: float = Field(1.0, gt=0)
+    """How many of them; the engines share them equally."""
+    prices: str | None = None
+    """Price table (TOML); None takes the checkout's `cluster/prices.toml`."""
+    budget_usd: float | None = Field(None, gt=0)
+    """Dollars by reservation, over all attempts, after which the job stops, or which it stops before if its first 32 prompts show that they
+    will not do. Run again with a larger one, it goes on."""
+    rates: RatesConfig | None = None
+    """What `--dry-run` estimates with; None takes the rates of the last ledger of this name in `run_root`."""
 
 
 class RolloutConfig(StageConfig):
@@ -48,14 +151,12 @@ class RolloutConfig(StageConfig):
     """Only this many prompts, the first ones; None takes all."""
     group_size: int = Field(2, gt=0)
     """Completions of one prompt."""
-    min_agreement: float | None = Field(None, gt=0, le=1)
-    """Smallest share of a prompt's `group_size` completions that must be accepted and make the same calls, else the whole group is
-    rejected as `no_agreement`; None asks for none. Where nobody knows the right calls, the commonest ones become the prompt's
-    reference either way, and completions that make others are rejected as `minority`."""
-    drop_duplicates: bool = False
-    """Reject a completion whose text an earlier one of its prompt already has. A nearly greedy teacher loses most rows by it."""
+    filters: FiltersConfig = FiltersConfig()
+    """What a completion must pass besides the task's verifier."""
     layout: LayoutConfig = LayoutConfig()
     """How the work is spread over the cluster."""
+    cost: CostConfig = CostConfig()
+    """Prices and the budget."""
 
     @model_validator(mode="after")
     def _one_teacher(self) -> RolloutConfig:
@@ -64,6 +165,15 @@ class RolloutConfig(StageConfig):
             raise ValueError(f"with an endpoint, {' and '.join(sorted(idle))} would have no effect; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _groups_that_can_pass(self) -> RolloutConfig:
+        most = self.filters.max_pass_rate
+        if most is not None and most * self.group_size < 1:
+            raise ValueError(
+                f"filters.max_pass_rate {most:g} with group_size {self.group_size} keeps nothing: one accepted completion is over it"
+            )
+        return self
+
     def settings(self) -> dict[str, Any]:
-        """The fields that decide the result: the layout does not, so that a run may go on with another one."""
-        return {key: value for key, value in super().settings().items() if key != "layout"}
+        """The fields that decide the result: layout and cost do not, so that a run may go on with others."""
+        return {key: value for key, value in super().settings().items() if key not in ("layout", "cost")}

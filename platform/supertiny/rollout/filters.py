@@ -1,28 +1,53 @@
-"""What is decided once every completion of a prompt is there: agreement, the majority as reference, duplicates."""
+"""What is decided once every completion of a prompt is there, layer by layer: agreement, pass rate, duplicates, near-duplicates.
+
+The pass rate comes before the duplicates, which would change it, and near-duplicates come last, so that a prompt that is dropped stands in
+no other's way.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
-from supertiny.records import Call, Rollout
-from supertiny.tasks.calls import matches, parse
+from supertiny.records import Call, Prompt, Rollout
+from supertiny.rollout.config import FiltersConfig
+from supertiny.rollout.similarity import near_duplicates
+from supertiny.tasks.calls import matches, meaning, parse
+
+Layer = Callable[[list[Rollout]], list[Rollout]]
+"""From one prompt's rollouts to the same ones, some of them rejected now."""
 
 
-def filter_groups(rollouts: Sequence[Rollout], *, min_agreement: float | None, drop_duplicates: bool) -> list[Rollout]:
-    """The same rollouts in the same order, some of them rejected now, prompts without a reference given their majority's.
+@dataclass(frozen=True)
+class Filtered:
+    """The same rollouts in the same order, and what the layers did to them."""
+
+    rollouts: list[Rollout]
+    rejected_by_layer: dict[str, int]
+    """In the order of the layers; together all rejected rollouts."""
+    pass_rates: dict[str, int]
+    """Number of prompts by the completions accepted before `pass_rate`: `{"0/4": 3, "4/4": 20}`."""
+
+
+def filter_groups(rollouts: Sequence[Rollout], filters: FiltersConfig) -> Filtered:
+    """Every layer in turn, and prompts without a reference given their majority's.
 
     Args:
-        rollouts: whole groups, each prompt's completions next to each other.
-        min_agreement: smallest share of a group that must be accepted and make the same calls; None asks for none.
-        drop_duplicates: reject the second of two equal texts of a prompt.
+        rollouts: whole groups, each prompt's completions next to each other, as the verifier and the judge left them.
     """
-    result = []
-    for _, members in groupby(rollouts, key=lambda rollout: rollout.prompt.id):
-        group = _agree(list(members), min_agreement)
-        result += _without_duplicates(group) if drop_duplicates else group
-    return result
+    judged = list(rollouts)
+    agreed = _by_group(judged, lambda group: _agree(group, filters.min_agreement))
+    solved = _by_group(agreed, lambda group: _by_pass_rate(group, filters.min_pass_rate, filters.max_pass_rate))
+    unique = _by_group(solved, _without_duplicates) if filters.drop_duplicates else solved
+    distinct = _without_near_duplicates(unique, filters.max_similarity) if filters.max_similarity is not None else unique
+    by_judge = sum(rollout.verdict.judgement is not None and not rollout.verdict.accepted for rollout in judged)
+    left = [_accepted(stage) for stage in (judged, agreed, solved, unique, distinct)]
+    layers = ("agreement", "pass_rate", "duplicate", "near_duplicate")
+    counts = {"verdict": len(judged) - left[0] - by_judge, "judge": by_judge}
+    counts |= {layer: before - after for layer, before, after in zip(layers, left, left[1:], strict=False)}
+    return Filtered(distinct, counts, pass_rates(agreed))
 
 
 def majority(answers: Sequence[list[Call]]) -> tuple[list[Call], int]:
@@ -32,6 +57,17 @@ def majority(answers: Sequence[list[Call]]) -> tuple[list[Call], int]:
     return answers[best], counts[best]
 
 
+def pass_rates(rollouts: Sequence[Rollout]) -> dict[str, int]:
+    """Number of prompts by `accepted/completions`, from the smallest share to the largest."""
+    groups = [list(members) for _, members in groupby(rollouts, key=_prompt_id)]
+    counts = Counter((_accepted(group), len(group)) for group in groups)
+    return {f"{solved}/{size}": counts[solved, size] for solved, size in sorted(counts, key=lambda pair: (pair[0] / pair[1], pair))}
+
+
+def _by_group(rollouts: list[Rollout], layer: Layer) -> list[Rollout]:
+    return [rollout for _, members in groupby(rollouts, key=_prompt_id) for rollout in layer(list(members))]
+
+
 def _agree(group: list[Rollout], min_agreement: float | None) -> list[Rollout]:
     answers = {at: parse(rollout.completion.text) for at, rollout in enumerate(group) if rollout.verdict.accepted}
     if not answers:
@@ -39,13 +75,23 @@ def _agree(group: list[Rollout], min_agreement: float | None) -> list[Rollout]:
     calls, count = majority(list(answers.values()))
     if min_agreement is not None and count / len(group) < min_agreement:
         evidence = f"{count} of {len(group)} completions are accepted and make the same calls; min_agreement is {min_agreement}"
-        return [_reject(rollout, "no_agreement", evidence) if rollout.verdict.accepted else rollout for rollout in group]
+        return _reject_all(group, "no_agreement", evidence)
     if group[0].prompt.reference is not None:
         return group
     prompt = group[0].prompt.model_copy(update={"reference": calls})
     group = [rollout.model_copy(update={"prompt": prompt}) for rollout in group]
     evidence = f"{count} of {len(answers)} accepted completions make other calls"
     return [_reject(r, "minority", evidence) if at in answers and not matches(answers[at], calls) else r for at, r in enumerate(group)]
+
+
+def _by_pass_rate(group: list[Rollout], least: float | None, most: float | None) -> list[Rollout]:
+    solved = _accepted(group)
+    rate, evidence = solved / len(group), f"{solved} of the prompt's {len(group)} completions were accepted"
+    if least is not None and rate < least:
+        return _reject_all(group, "seldom_solved", f"{evidence}; min_pass_rate is {least}")
+    if most is not None and rate > most:
+        return _reject_all(group, "often_solved", f"{evidence}; max_pass_rate is {most}")
+    return group
 
 
 def _without_duplicates(group: list[Rollout]) -> list[Rollout]:
@@ -58,6 +104,41 @@ def _without_duplicates(group: list[Rollout]) -> list[Rollout]:
                 rollout = _reject(rollout, "duplicate", "an earlier completion of the prompt has the same text")
         result.append(rollout)
     return result
+
+
+def _without_near_duplicates(rollouts: list[Rollout], max_similarity: float) -> list[Rollout]:
+    """Accepted rollouts that make the same calls are compared by what their prompts say; completions of one prompt are never."""
+    blocks: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for rollout in rollouts:
+        if rollout.verdict.accepted:
+            blocks[meaning(rollout.completion.text)][rollout.prompt.id] = _said(rollout.prompt)
+    found = {calls: near_duplicates(texts, max_similarity) for calls, texts in blocks.items()}
+    return [_judged_by(rollout, found) if rollout.verdict.accepted else rollout for rollout in rollouts]
+
+
+def _judged_by(rollout: Rollout, found: dict[str, dict[str, tuple[str, float]]]) -> Rollout:
+    closest = found[meaning(rollout.completion.text)].get(rollout.prompt.id)
+    if closest is None:
+        return rollout
+    return _reject(rollout, "near_duplicate", f"the same calls as prompt {closest[0]}, whose text has a similarity of {closest[1]:.2f}")
+
+
+def _said(prompt: Prompt) -> str:
+    """What was said in a conversation, but for system messages: many prompts share theirs."""
+    return "\n".join(str(message.get("content") or "") for message in prompt.messages if message.get("role") != "system")
+
+
+def _accepted(rollouts: Sequence[Rollout]) -> int:
+    return sum(rollout.verdict.accepted for rollout in rollouts)
+
+
+def _prompt_id(rollout: Rollout) -> str:
+    return rollout.prompt.id
+
+
+def _reject_all(group: list[Rollout], reason: str, evidence: str) -> list[Rollout]:
+    """The group with its accepted members rejected; the others keep their own reason."""
+    return [_reject(rollout, reason, evidence) if rollout.verdict.accepted else rollout for rollout in group]
 
 
 def _reject(rollout: Rollout, reason: str, evidence: str) -> Rollout:

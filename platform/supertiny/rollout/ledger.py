@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supertiny.artifacts import write_atomically
 from supertiny.errors import CorruptArtifact
-from supertiny.records import Rollout
+from supertiny.records import Rollout, Usage
 from supertiny.rollout_table import ACCEPTED, REJECTED, write_rollouts
 
 LEDGER = "ledger.json"
@@ -33,26 +33,26 @@ def check_complete(rollouts: Sequence[Rollout], expected_ids: Sequence[str]) -> 
         raise CorruptArtifact(f"{len(rollouts)} rollouts for {len(expected_ids)} asked for: {'; '.join(problems)}")
 
 
-def publish(folder: Path, rollouts: Sequence[Rollout], last_attempt: dict[str, float]) -> dict[str, Any]:
+def publish(folder: Path, rollouts: Sequence[Rollout], more: Mapping[str, Any]) -> dict[str, Any]:
     """Write both tables, then the ledger, and return the ledger.
 
     Args:
-        last_attempt: how fast the rollouts were made that no earlier attempt had made.
+        more: what the ledger says besides the counts.
     """
     accepted = [rollout for rollout in rollouts if rollout.verdict.accepted]
     rejected = [rollout for rollout in rollouts if not rollout.verdict.accepted]
     write_rollouts(folder / ACCEPTED, accepted)
     write_rollouts(folder / REJECTED, rejected)
-    ledger = count(rollouts) | {"last_attempt": last_attempt}
+    ledger = count(rollouts) | dict(more)
     write_atomically(folder / LEDGER, json.dumps(ledger, indent=2))
     return ledger
 
 
 def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Counts of rollouts, reasons and tokens."""
+    """Counts of rollouts, reasons and tokens, the judge's apart, and the engine's busy seconds for all of them."""
     accepted = [rollout for rollout in rollouts if rollout.verdict.accepted]
     reasons = Counter(rollout.verdict.reason for rollout in rollouts if not rollout.verdict.accepted)
-    usages = [rollout.completion.usage for rollout in rollouts]
+    judgements = [rollout.verdict.judgement for rollout in rollouts if rollout.verdict.judgement is not None]
     return {
         "prompts": len({rollout.prompt.id for rollout in rollouts}),
         "rollouts": len(rollouts),
@@ -61,8 +61,17 @@ def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "rejected_by_reason": dict(reasons.most_common()),
         "accepted_by_slice": dict(Counter(rollout.prompt.slice for rollout in accepted).most_common()),
         "accepted_with_teacher_logprobs": sum(rollout.completion.top_k is not None for rollout in accepted),
-        "model_calls": sum(usage.calls for usage in usages),
-        "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
-        "cached_tokens": sum(usage.cached_tokens for usage in usages),
-        "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        **_tokens([rollout.completion.usage for rollout in rollouts]),
+        "judge": _tokens([judgement.usage for judgement in judgements]),
+        "engine_seconds": sum(rollout.engine_seconds for rollout in rollouts),
+    }
+
+
+def _tokens(usages: Sequence[Usage]) -> dict[str, int]:
+    total = sum(usages, Usage(calls=0))
+    return {
+        "model_calls": total.calls,
+        "prompt_tokens": total.prompt_tokens,
+        "cached_tokens": total.cached_tokens,
+        "completion_tokens": total.completion_tokens,
     }

@@ -5,22 +5,21 @@ In the folder being made, besides what is published:
     .rows/     the rollouts still to be made, as Parquet
     .blocks/   finished rollouts, a file a block
     .done/     their ids: Ray Data's row-level checkpoint
+    .spent/    wall seconds of all attempts
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import shutil
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,34 +28,26 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
-from supertiny.cli import configure_logging
-from supertiny.config import TaskConfig
+from supertiny.cost import machine_price
 from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
-from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.vllm import VllmLlm
-from supertiny.records import Completion, Prompt, Rollout, Verdict
-from supertiny.rollout.blocks import finished_files, finished_ids
+from supertiny.records import Prompt, Rollout
+from supertiny.rollout.blocks import finished_files, finished_ids, finished_names
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
+from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.ledger import LEDGER, check_complete, publish
-from supertiny.rollout.progress import watch
-from supertiny.rollout_table import from_table, read_table, to_table
+from supertiny.rollout.progress import Goal, Tally, watch
+from supertiny.rollout.spending import Spending
+from supertiny.rollout.teacher import OpenLlm, TeacherActor
+from supertiny.rollout_table import from_table, read_table
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
 
 
-class FailingLlm(Llm, Protocol):
-    """A model that may stop answering for good."""
-
-    failure: BaseException | None
-    """What stopped it."""
-
-
-OpenLlm = Callable[[], FailingLlm]
-"""Builds the model inside the actor."""
-WORKING_FOLDERS = (".rows", ".blocks", ".done")
+WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent")
 
 
 def rollout(config: RolloutConfig) -> Artifact:
@@ -68,7 +59,9 @@ def rollout(config: RolloutConfig) -> Artifact:
         MissingInput: the teacher is not there.
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
+        BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
     """
+    machine_price(config.cost.machine, config.cost.prices)
     if config.endpoint is not None:
         open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
         return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
@@ -83,8 +76,10 @@ def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, 
     else:
         prompts = _prompts(config)
         rows = [(f"{prompt.id}/{index}", index, prompt) for prompt in prompts for index in range(config.group_size)]
-        speed = _generate(config, open_llm, folder, rows)
-        metrics = _finish(config, folder, [row[0] for row in rows], speed)
+        usd_per_hour = machine_price(config.cost.machine, config.cost.prices).usd_per_hour * config.cost.num_machines
+        spending = Spending(folder / ".spent" / "spent.json", usd_per_hour, config.cost.budget_usd)
+        speed = _generate(config, open_llm, folder, rows, spending)
+        metrics = _finish(config, folder, [row[0] for row in rows], speed, spending)
     for name in WORKING_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     return metrics
@@ -99,20 +94,31 @@ def _prompts(config: RolloutConfig) -> list[Prompt]:
     return prompts
 
 
-def _finish(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], speed: dict[str, float]) -> dict[str, Any]:
+def _finish(
+    config: RolloutConfig, folder: Path, expected_ids: Sequence[str], speed: dict[str, float], spending: Spending
+) -> dict[str, Any]:
     made: dict[str, Rollout] = {}
     for path in finished_files(folder / ".blocks", folder / ".done"):
         for row in from_table(read_table(path), str(path)):
             made.setdefault(row.rollout_id, row)  # twice where a killed driver's last block was finished after we had started
     groups = [made[name] for name in expected_ids if name in made]
-    rollouts = filter_groups(groups, min_agreement=config.min_agreement, drop_duplicates=config.drop_duplicates)
-    check_complete(rollouts, expected_ids)
-    ledger = publish(folder, rollouts, speed)
-    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(rollouts), ledger["accepted"], ledger["rejected_by_reason"])
+    check_complete(groups, expected_ids)
+    filtered = filter_groups(groups, config.filters)
+    busy, accepted = sum(row.engine_seconds for row in groups), sum(row.verdict.accepted for row in filtered.rollouts)
+    more = {
+        "rejected_by_layer": filtered.rejected_by_layer,
+        "pass_rates": filtered.pass_rates,
+        "cost": cost(accepted, spending.seconds, busy, config.layout.num_engines, spending.usd_per_hour),
+        "last_attempt": speed,
+    }
+    ledger = publish(folder, filtered.rollouts, more)
+    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(groups), ledger["accepted"], ledger["rejected_by_reason"])
     return ledger
 
 
-def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]]) -> dict[str, float]:
+def _generate(
+    config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]], spending: Spending
+) -> dict[str, float]:
     """Make every rollout that no finished block holds yet, and say how fast that was, the engine's start included."""
     blocks, done = folder / ".blocks", folder / ".done"
     finished = finished_ids(done)
@@ -120,6 +126,7 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequ
     log.info("%s: %s rollouts to make, %s made before", config.name, len(left), len(finished))
     if not left:
         return {}
+    spending.check(0, len(left))
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
     check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
@@ -132,12 +139,26 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequ
     with ray.data.DataContext.current(context):
         dataset = _dataset(config, open_llm, _write_rows(left, folder / ".rows"))
     written: Future[None] = Future()
+    seen = finished_names(done)
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
-    tally = watch(written, blocks, done, len(left), config.layout.log_every_seconds, config.layout.no_progress_seconds)
+    tally = Tally(blocks, done, seen=seen)
+    watch(written, tally, _goal(config, len(left)), spending)
+    spending.save()
     if finished_ids(done) != {row[0] for row in rows}:
         raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
     seconds = tally.seconds
     return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
+
+
+def _goal(config: RolloutConfig, rollouts: int) -> Goal:
+    layout = config.layout
+    return Goal(
+        rollouts=rollouts,
+        measured_rollouts=MEASURED_PROMPTS * config.group_size,
+        num_engines=layout.num_engines,
+        log_every_seconds=layout.log_every_seconds,
+        no_progress_seconds=layout.no_progress_seconds,
+    )
 
 
 def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:
@@ -147,7 +168,7 @@ def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.D
         .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
         .map_batches(
             TeacherActor,
-            fn_constructor_args=(open_llm, config.task, layout.row_timeout_seconds),
+            fn_constructor_args=(open_llm, config),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=layout.num_engines, max_concurrent_calls_per_actor=layout.blocks_in_flight),
@@ -183,7 +204,7 @@ def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
     columns = {
         "rollout_id": [row[0] for row in rows],
         "index": pa.array([row[1] for row in rows], pa.int32()),
-        "prompt": [row[2].model_dump_json() for row in rows],
+        "prompt": [json.dumps(row[2].model_dump()) for row in rows],  # pydantic's own JSON refuses a lone surrogate
     }
     pq.write_table(pa.table(columns), folder / "rows.parquet")
     return folder
@@ -210,43 +231,3 @@ class _RowsChosenBefore(IdColumnCheckpointManager):
     def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
         self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
         return None, 0
-
-
-class TeacherActor:
-    """One model and the task's teacher pipeline over it, for many rollouts at a time."""
-
-    def __init__(self, open_llm: OpenLlm, task: TaskConfig, row_timeout_seconds: float) -> None:
-        configure_logging()
-        self._task = load_task(task)
-        self._llm = open_llm()
-        self._row_timeout_seconds = row_timeout_seconds
-
-    async def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows' rollouts, judged, as a rollout table."""
-        return to_table(await asyncio.gather(*(self._rollout(row) for row in rows.to_pylist())))
-
-    async def _rollout(self, row: dict[str, Any]) -> Rollout:
-        prompt = Prompt.model_validate_json(row["prompt"])
-        started = time.monotonic()
-        completion, verdict = await self._judged(prompt)
-        return Rollout(
-            rollout_id=row["rollout_id"],
-            index=row["index"],
-            prompt=prompt,
-            tools=self._task.tools,
-            completion=completion,
-            verdict=verdict,
-            seconds=time.monotonic() - started,
-        )
-
-    async def _judged(self, prompt: Prompt) -> tuple[Completion, Verdict]:
-        """A row's edge: what goes wrong with one rollout rejects it, what goes wrong with the engine ends the job."""
-        completion = Completion(text="")
-        try:
-            completion = await asyncio.wait_for(self._task.teach(prompt, self._llm), self._row_timeout_seconds)
-            return completion, self._task.verify(prompt, completion.text)
-        except Exception as error:
-            if self._llm.failure is not None:
-                raise
-            reason = "timed_out" if isinstance(error, TimeoutError) else "failed"
-            return completion, Verdict(accepted=False, score=-1, reason=reason, evidence=f"{type(error).__name__}: {error}")

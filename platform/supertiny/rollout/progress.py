@@ -12,8 +12,24 @@ import pyarrow.parquet as pq
 
 from supertiny.errors import NoProgress
 from supertiny.rollout.blocks import block_files, finished_names
+from supertiny.rollout.estimate import estimate, measured_rates
+from supertiny.rollout.spending import Spending
 
 log = logging.getLogger(__name__)
+_COUNTED = ["accepted", "prompt_tokens", "completion_tokens", "engine_seconds"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be made, and how it is watched."""
+
+    rollouts: int
+    """In this attempt."""
+    measured_rollouts: int
+    """After so many of them the rates are known."""
+    num_engines: int
+    log_every_seconds: float
+    no_progress_seconds: float
 
 
 @dataclass
@@ -25,7 +41,10 @@ class Tally:
     seen: set[str] = field(default_factory=set)
     rollouts: int = 0
     accepted: int = 0
+    prompt_tokens: int = 0
     tokens: int = 0
+    """Completion tokens."""
+    engine_seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     first_rollouts: int = 0
     first_seen: float = 0.0
@@ -47,47 +66,65 @@ class Tally:
         new = finished_names(self.done) - self.seen
         for name in new:
             for path in block_files(self.blocks, name):
-                table = pq.read_table(path, columns=["accepted", "completion_tokens"], partitioning=None)
+                table = pq.read_table(path, columns=_COUNTED, partitioning=None)
                 self.rollouts += table.num_rows
-                self.accepted += sum(table.column("accepted").to_pylist())
-                self.tokens += sum(table.column("completion_tokens").to_pylist())
+                accepted, prompt_tokens, tokens, engine_seconds = (sum(table.column(name).to_pylist()) for name in _COUNTED)
+                self.accepted += accepted
+                self.prompt_tokens += prompt_tokens
+                self.tokens += tokens
+                self.engine_seconds += engine_seconds
         self.seen |= new
         if not self.first_rollouts:
             self.first_rollouts, self.first_seen = self.rollouts, time.monotonic()
         return len(new)
 
 
-def watch(written: Future[None], blocks: Path, done: Path, total: int, log_every_seconds: float, no_progress_seconds: float) -> Tally:
-    """What was written, once all of it is, with a line in the log now and then; what the writer raised, this raises.
-
-    Args:
-        total: rollouts that are to be written.
+def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -> None:
+    """Wait until everything is written, with a line in the log now and then; what the writer raised, this raises.
 
     Raises:
         NoProgress: no block was finished for `no_progress_seconds`.
+        BudgetExceeded: the budget is spent, or the first prompts show that it will not do.
     """
-    tally = Tally(blocks, done)
-    tally.update()
-    tally = Tally(blocks, done, seen=tally.seen)
-    moved = tally.started
-    while not wait([written], timeout=log_every_seconds).done:
+    moved, measured = tally.started, False
+    while not wait([written], timeout=goal.log_every_seconds).done:
         if tally.update():
             moved = time.monotonic()
-        elif time.monotonic() - moved > no_progress_seconds:
+        elif time.monotonic() - moved > goal.no_progress_seconds:
             raise NoProgress(
-                f"no block of rollouts finished for {no_progress_seconds:g} s, {tally.rollouts} of {total} rollouts made; "
+                f"no block of rollouts finished for {goal.no_progress_seconds:g} s, {tally.rollouts} of {goal.rollouts} rollouts made; "
                 "are the cluster's CPUs taken by something else? Run it again to go on from here"
             )
-        _report(tally, total)
+        spending.save()
+        _report(tally, goal.rollouts, spending)
+        spending.check(tally.rollouts, goal.rollouts)
+        if not measured and tally.rollouts >= goal.measured_rollouts:
+            measured = True
+            _check_estimate(tally, goal, spending)
     written.result()
     tally.update()
-    return tally
 
 
-def _report(tally: Tally, total: int) -> None:
+def _check_estimate(tally: Tally, goal: Goal, spending: Spending) -> None:
+    rates = measured_rates(tally.rollouts, tally.engine_seconds, tally.prompt_tokens, tally.tokens)
+    left = goal.rollouts - tally.rollouts
+    if rates is None or not left:
+        return
+    found = estimate(left, rates, goal.num_engines, spending.usd_per_hour)
+    log.info(
+        "by the first %d rollouts the other %d take about %d prompt and %d completion tokens, %.3g hours and $%.3g; $%.3g are spent",
+        *(tally.rollouts, left, found.prompt_tokens, found.completion_tokens, found.hours, found.usd, spending.usd),
+    )
+    spending.check_estimate(found.usd, tally.rollouts, left)
+
+
+def _report(tally: Tally, total: int, spending: Spending) -> None:
     if not tally.rollouts:
         log.info("0/%s rollouts after %.0f s: the engine is starting, or still at its first block", total, tally.seconds)
         return
     left = tally.seconds_a_rollout * (total - tally.rollouts)
     share, speed = tally.accepted / tally.rollouts, tally.tokens / tally.rollouts / tally.seconds_a_rollout
-    log.info("%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, %.0f s left", tally.rollouts, total, 100 * share, speed, left)
+    log.info(
+        "%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, $%.3g so far, %.0f s left",
+        *(tally.rollouts, total, 100 * share, speed, spending.usd, left),
+    )

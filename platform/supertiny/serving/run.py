@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from supertiny.errors import ConfigError, NoProgress, PlanTooBig
 from supertiny.serving.app import build_app
 from supertiny.serving.config import ServeConfig
+from supertiny.serving.port import check_port
 
 APPLICATION = "supertiny"
 _POLL_SECONDS = 0.5
@@ -55,16 +55,6 @@ def _check_cluster(config: ServeConfig) -> None:
         raise PlanTooBig(f"serving needs {config.num_cpus} logical CPUs for its engines, the cluster has {has:g}; start Ray with more")
     if serve.status().proxies:
         raise ConfigError("Ray Serve runs on this cluster already; end it with `serve shutdown`, or deploy serve/ab.yaml to it")
-
-
-def check_port(port: int) -> None:
-    """Raise ConfigError where something listens on the port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise ConfigError(f"port {port} is taken on this machine; stop what listens there, or serve on another port") from None
 
 
 def _wait_until_running(no_progress_seconds: float) -> None:

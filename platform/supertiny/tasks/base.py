@@ -25,7 +25,8 @@ class Task(Protocol):
         """The teacher pipeline: solve one prompt with several calls of a large model, real tools and checks.
 
         The completion is in the student's format, with the teacher's top-k over its tokens where the engine gives them, and
-        the usage of all calls together. What the pipeline cannot solve it still answers, as best it can.
+        the usage of all calls together. What the pipeline cannot solve it still answers, as best it can. In a rollout it runs in a process
+        beside the engine's, with many others at once: one that hangs, raises or ends that process is a rejected row.
         """
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:

@@ -20,6 +20,8 @@ from supertiny.tasks.assistant.values import Split, draw, invented_word, split_o
 OUT_OF_SCOPE = "out_of_scope"
 OUT_OF_SCOPE_FRACTION = 0.13
 FREE_TEXT_KINDS = ("artist", "title", "contact", "city", "item", "label", "errand", "news")
+FUNCTION_WORDS = {"a", "an", "any", "me", "my", "of", "please", "some", "the", "to"}
+"""Words that a request may lack and still mean the same."""
 _FREE_TEXT = ("errand}", "news}")
 
 
@@ -61,8 +63,8 @@ def requests(split: Split, seed: int, phrasings: dict[str, list[str]] | None = N
 
     Args:
         phrasings: patterns by tool to use instead of all of the split's.
-        noise: share of the free-text values that are random words, and of the requests with random words before or after them,
-            so that what a model learns does not hang on the few words that the patterns have.
+        noise: share of the free-text values that are random words, of the requests with random words before or after them, and of those
+            that lack some function words, so that what a model learns does not hang on the few words that the patterns have.
     """
     rng = random.Random(f"{split}/{seed}")
     patterns = phrasings or phrasings_of(split)
@@ -87,6 +89,8 @@ def _toml(name: str) -> dict[str, Any]:
 def _request(name: str, pattern: str, split: Split, rng: random.Random, noise: float) -> Request:
     words, _, settled = pattern.partition(" => ")
     skeleton = _wrap(words, split, rng)
+    if rng.random() < noise:
+        skeleton = _thinned(skeleton, rng)
     if rng.random() < noise:
         skeleton = _surround(skeleton, rng)
     arguments = _settled(settled)
@@ -120,6 +124,11 @@ def _wrap(words: str, split: Split, rng: random.Random) -> str:
     if not sentence.endswith(_FREE_TEXT) and rng.random() < 0.25:
         sentence += rng.choice(wrappers["closings"])
     return sentence
+
+
+def _thinned(sentence: str, rng: random.Random) -> str:
+    """The sentence without about half of its function words."""
+    return " ".join(word for word in sentence.split() if word not in FUNCTION_WORDS or rng.random() < 0.5)
 
 
 def _surround(sentence: str, rng: random.Random) -> str:

@@ -1,0 +1,31 @@
+"""Which of a prompt's completions suit the student: those that it finds likely itself.
+
+Traces chosen by the student's own likelihood taught a 0.6B model where raw ones harmed it (docs/method.md). The log-probabilities are
+given here: an engine over the student scores them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from supertiny.records import Rollout
+from supertiny.rollout.config import LikelihoodConfig
+
+
+def likely(rollouts: Sequence[Rollout], mean_logprobs: Mapping[str, float], config: LikelihoodConfig) -> set[str]:
+    """Ids of the accepted rollouts that stay.
+
+    Args:
+        mean_logprobs: by id of every accepted rollout, the mean log-probability of its completion's tokens under the student, nats a token.
+
+    Raises:
+        KeyError: an accepted rollout has none.
+    """
+    least = float("-inf") if config.min_logprob is None else config.min_logprob
+    by_prompt: defaultdict[str, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        if rollout.verdict.accepted and mean_logprobs[rollout.rollout_id] >= least:
+            by_prompt[rollout.prompt.id].append(rollout)
+    ordered = (sorted(group, key=lambda rollout: (-mean_logprobs[rollout.rollout_id], rollout.index)) for group in by_prompt.values())
+    return {rollout.rollout_id for group in ordered for rollout in group[: config.keep_per_prompt]}

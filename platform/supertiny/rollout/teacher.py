@@ -1,0 +1,111 @@
+"""The actor that makes rollouts: one model, the teacher pipelines over it in their own process, and the judge."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from supertiny.cli import configure_logging
+from supertiny.llm.base import Llm
+from supertiny.llm.http import HttpLlm
+from supertiny.records import Completion, Judgement, Prompt, Rollout, Usage, Verdict
+from supertiny.rollout.config import JudgeConfig, RolloutConfig
+from supertiny.rollout.judge import judge, judge_messages, with_judgement
+from supertiny.rollout.meter import Clock, Meter
+from supertiny.rollout.sandbox import Sandbox
+from supertiny.rollout.wire import Start
+from supertiny.rollout.worker import clip, describe, rejected
+from supertiny.rollout_table import to_table
+from supertiny.tasks.base import load_task
+
+
+class FailingLlm(Llm, Protocol):
+    """A model that may stop answering for good."""
+
+    failure: BaseException | None
+    """What stopped it."""
+
+
+OpenLlm = Callable[[], FailingLlm]
+"""Builds the model inside the actor."""
+
+
+class TeacherActor:
+    """One model and the task's teacher pipeline over it, for many rollouts at a time."""
+
+    def __init__(self, open_llm: OpenLlm, config: RolloutConfig) -> None:
+        configure_logging()
+        atexit.register(_be_silent)
+        self._tools = load_task(config.task).tools
+        self._llm = open_llm()
+        self._judge = config.filters.judge
+        self._judge_llm = HttpLlm(self._judge.endpoint) if self._judge and self._judge.endpoint else self._llm
+        self._row_timeout_seconds = config.layout.row_timeout_seconds
+        limits = (config.layout.row_timeout_seconds, config.layout.blocking_timeout_seconds)
+        self._clock = Clock()
+        self._sandbox = Sandbox(Start(config.task, config.filters.check_schema, *limits), self._llm, self._clock)
+
+    async def __call__(self, rows: pa.Table) -> pa.Table:
+        """The rows' rollouts, judged, as a rollout table."""
+        rollouts = await asyncio.gather(*(self._rollout(row) for row in rows.to_pylist()))
+        try:
+            return to_table(rollouts)
+        except (ValueError, OverflowError, pa.ArrowException):
+            return to_table([storable(rollout) for rollout in rollouts])
+
+    async def aclose(self) -> None:
+        """End the pipelines' process."""
+        await self._sandbox.aclose()
+
+    async def _rollout(self, row: dict[str, Any]) -> Rollout:
+        """A row's edge: what goes wrong with one rollout rejects it, what goes wrong with a model ends the job."""
+        prompt = Prompt.model_validate(json.loads(row["prompt"]))
+        started = time.monotonic()
+        solution = await self._sandbox.solve(prompt)
+        verdict, judging = solution.verdict, Meter(self._judge_llm, self._clock if self._judge_llm is self._llm else Clock())
+        if self._judge is not None and verdict.accepted:
+            verdict = await self._judged(judging, prompt, solution.completion.text, verdict, self._judge)
+        for llm in (self._llm, self._judge_llm):
+            if llm.failure is not None:
+                raise llm.failure
+        return Rollout(
+            rollout_id=row["rollout_id"],
+            index=row["index"],
+            prompt=prompt,
+            tools=self._tools,
+            completion=solution.completion.model_copy(update={"usage": solution.meter.usage}),
+            verdict=verdict,
+            seconds=time.monotonic() - started,
+            engine_seconds=solution.meter.engine_seconds + (judging.engine_seconds if self._judge_llm is self._llm else 0.0),
+        )
+
+    async def _judged(self, llm: Meter, prompt: Prompt, text: str, verdict: Verdict, config: JudgeConfig) -> Verdict:
+        try:
+            judgement = await asyncio.wait_for(judge(llm, prompt, self._tools, text, config), self._row_timeout_seconds)
+        except Exception as error:
+            asked = judge_messages(prompt, self._tools, text, config)
+            judgement = Judgement(prompt=asked, answers=[], score=None, usage=Usage(calls=0))
+            return rejected("judge_failed", describe(error)).model_copy(update={"judgement": judgement, "score": verdict.score})
+        return with_judgement(verdict, judgement, config)
+
+
+def _be_silent() -> None:
+    """Drop what the process still writes while it ends: Triton's bindings list dozens of objects that they leaked."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def storable(rollout: Rollout) -> Rollout:
+    """The rollout itself, or rejected without its completion where no table takes that: teacher log-probabilities for other tokens."""
+    try:
+        to_table([rollout])
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        empty = Completion(text="", usage=rollout.completion.usage)
+        return rollout.model_copy(update={"completion": empty, "verdict": rejected("failed", clip(describe(error)))})
+    return rollout

@@ -1,0 +1,145 @@
+"""What rollouts cost: the arithmetic, the budget, and what a dry run says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from test_rollout_blocks import write_block
+
+from supertiny.config import validate
+from supertiny.errors import BudgetExceeded, NoProgress
+from supertiny.rollout.config import RatesConfig, RolloutConfig
+from supertiny.rollout.dry_run import describe
+from supertiny.rollout.estimate import cost, estimate, ledger_rates, measured_rates, reserved_usd, used_usd
+from supertiny.rollout.progress import Goal, Tally, watch
+from supertiny.rollout.spending import Spending
+
+RATES = RatesConfig(engine_seconds=0.5, prompt_tokens=100, completion_tokens=20)
+
+
+def test_an_estimate_is_rollouts_times_rates_with_the_engines_side_by_side() -> None:
+    found = estimate(7200, RATES, num_engines=2, usd_per_hour=3.0)
+    assert (found.prompt_tokens, found.completion_tokens, found.hours, found.usd) == (720_000, 144_000, 0.5, 1.5)
+
+
+def test_rates_are_totals_over_rollouts_and_there_are_none_of_nothing() -> None:
+    assert measured_rates(4, 2.0, 400, 80) == RATES
+    assert measured_rates(0, 0.0, 0, 0) is None
+
+
+def test_a_ledgers_rates_have_its_judges_tokens_and_an_old_ledger_has_none() -> None:
+    ledger = {"rollouts": 4, "engine_seconds": 2.0, "prompt_tokens": 300, "completion_tokens": 60}
+    assert ledger_rates(ledger | {"judge": {"prompt_tokens": 100, "completion_tokens": 20}}) == RATES
+    assert ledger_rates({"rollouts": 4, "prompt_tokens": 300}) is None
+
+
+def test_machines_are_paid_for_while_they_are_held_and_engines_while_they_are_busy() -> None:
+    assert reserved_usd(1800, usd_per_hour=3.0) == 1.5
+    assert used_usd(1800, num_engines=2, usd_per_hour=3.0) == 0.75
+
+
+def test_the_ledgers_cost_is_both_and_that_of_a_thousand_accepted_rollouts() -> None:
+    found = cost(500, wall_seconds=1800, engine_seconds=900, num_engines=1, usd_per_hour=3.0)
+    assert (found["reserved_usd"], found["used_usd"], found["usd_per_thousand_accepted"]) == (1.5, 0.75, 3.0)
+    assert cost(0, 1800, 900, 1, 3.0)["usd_per_thousand_accepted"] is None
+
+
+def spending(folder: Path, *, seconds: float = 0.0, budget_usd: float | None = None) -> Spending:
+    """At $3,600 an hour, a dollar a second, of which `seconds` have passed."""
+    return Spending(folder / ".spent" / "spent.json", 3600.0, budget_usd, started=time.monotonic() - seconds)
+
+
+def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
+    spending(tmp_path, seconds=1000).save()
+    spending(tmp_path, seconds=500).save()
+    assert spending(tmp_path).usd == pytest.approx(1500, abs=60)
+
+
+def test_a_budget_is_spent_when_it_is_reached_and_none_never(tmp_path: Path) -> None:
+    spending(tmp_path, seconds=1000).check(5, 10)
+    spending(tmp_path, seconds=1000, budget_usd=2000).check(5, 10)
+    with pytest.raises(
+        BudgetExceeded, match=r"of cost.budget_usd \$900 are spent, 5 of 10 rollouts made .* raise the budget and run it again"
+    ):
+        spending(tmp_path, seconds=1000, budget_usd=900).check(5, 10)
+
+
+def test_an_estimate_counts_what_is_spent_and_what_is_left(tmp_path: Path) -> None:
+    spending(tmp_path, seconds=1000, budget_usd=2000).check_estimate(500, 64, 100)
+    with pytest.raises(BudgetExceeded, match=r"by the first 64 rollouts the other 100 will cost \$1500, and \$10.. are spent: more than"):
+        spending(tmp_path, seconds=1000, budget_usd=2000).check_estimate(1500, 64, 100)
+
+
+def watched(folder: Path, money: Spending, *, rollouts: int, measured: int, no_progress_seconds: float = 600) -> None:
+    """Watch blocks that are there, and a writer that never ends."""
+    goal = Goal(
+        rollouts=rollouts, measured_rollouts=measured, num_engines=1, log_every_seconds=0.05, no_progress_seconds=no_progress_seconds
+    )
+    watch(Future(), Tally(folder / "blocks", folder / "done"), goal, money)
+
+
+def test_a_job_stops_after_the_first_prompts_if_the_others_are_too_dear(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_block(tmp_path, "a", [f"p{at}/0" for at in range(4)])
+    caplog.set_level(logging.INFO)
+    with pytest.raises(BudgetExceeded, match=r"by the first 4 rollouts the other 1996 will cost \$998"):
+        watched(tmp_path, spending(tmp_path, budget_usd=900), rollouts=2000, measured=4)
+    assert "the other 1996 take about 19960 prompt and 5988 completion tokens, 0.277 hours and $998" in caplog.text
+    assert (tmp_path / "done" / "a.parquet").exists()
+
+
+def test_a_job_goes_on_while_too_few_rollouts_say_what_they_cost_and_stops_when_the_budget_is_spent(tmp_path: Path) -> None:
+    write_block(tmp_path, "a", [f"p{at}/0" for at in range(4)])
+    with pytest.raises(BudgetExceeded, match="4 of 2000 rollouts made in this attempt; nothing is published"):
+        watched(tmp_path, spending(tmp_path, budget_usd=1), rollouts=2000, measured=5)
+    assert json.loads((tmp_path / ".spent" / "spent.json").read_text())["wall_seconds"] > 0
+
+
+def test_a_job_without_a_budget_is_measured_and_not_stopped(tmp_path: Path) -> None:
+    write_block(tmp_path, "a", [f"p{at}/0" for at in range(4)])
+    with pytest.raises(NoProgress):
+        watched(tmp_path, spending(tmp_path), rollouts=2000, measured=4, no_progress_seconds=0.3)
+
+
+def config(folder: Path, **cost: object) -> RolloutConfig:
+    task = {"options": {"train_prompts": 100}}
+    return validate(RolloutConfig, {"run_root": str(folder), "task": task, "group_size": 3, "cost": cost}, "test")
+
+
+def test_a_dry_run_says_how_many_rollouts_and_without_rates_no_more(tmp_path: Path) -> None:
+    said = describe(config(tmp_path))
+    assert said.startswith("300 rollouts (100 prompts, 3 completions each); no estimate of tokens and dollars: there is no ledger")
+
+
+def test_a_dry_run_estimates_by_stated_rates(tmp_path: Path) -> None:
+    said = describe(config(tmp_path, rates=RATES.model_dump(), machine="h100", num_machines=2, budget_usd=0.1))
+    assert "about 30,000 prompt and 6,000 completion tokens, 0.0417 hours and $0.246 on 2 h100 at $2.95 an hour" in said
+    assert said.endswith("by cost.rates; that is over cost.budget_usd $0.1")
+
+
+def test_a_dry_run_estimates_by_the_last_ledger(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    ledger = {"rollouts": 10, "engine_seconds": 5.0, "prompt_tokens": 1000, "completion_tokens": 200}
+    (tmp_path / "rollouts" / "ledger.json").write_text(json.dumps(ledger))
+    said = describe(config(tmp_path))
+    assert "about 30,000 prompt and 6,000 completion tokens, 0.0417 hours" in said
+    assert said.endswith(f"by the ledger {tmp_path}/rollouts/ledger.json")
+
+
+@pytest.mark.parametrize("contents", ["{}", '{"rollouts": 3'])
+def test_a_ledger_that_says_nothing_gives_no_estimate(contents: str, tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "ledger.json").write_text(contents)
+    assert "no estimate" in describe(config(tmp_path))
+
+
+def test_a_task_that_is_not_to_be_had_here_gives_no_estimate(tmp_path: Path) -> None:
+    assert describe(validate(RolloutConfig, {"task": {"path": "no.where:Task"}}, "test")).startswith("no estimate: task.path no.where:Task")
+
+
+def test_prices_and_budgets_do_not_decide_what_comes_out(tmp_path: Path) -> None:
+    assert config(tmp_path, budget_usd=5.0, machine="h100").settings() == config(tmp_path).settings()
