@@ -216,18 +216,16 @@ def test_a_value_that_is_not_in_the_request_is_repaired() -> None:
     assert (answer.text, answer.usage.calls) == (milk, 4)
 
 
-def test_where_filling_and_answering_differ_more_drafts_vote() -> None:
-    off = _call("set_light", room="kitchen", power="off")
-    for drafts, winner in (((off, off, REFUSAL), off), ((REFUSAL, render([KITCHEN]), REFUSAL), render([KITCHEN]))):
-        answer = _teach(_model("set_light", lambda _: '{"room": "kitchen", "power": "on"}', off, *drafts))
-        assert answer.text == winner
-        assert answer.usage.calls == 7  # route, fill, answer, three drafts, score
-
-
-def test_what_cannot_be_executed_has_no_vote() -> None:
-    stable = _call("set_light", room="stable", power="on")
-    answer = _teach(_model("set_light", lambda _: '{"room": "kitchen", "power": "on"}', stable))
+def test_where_filling_and_answering_differ_the_filled_call_is_scored() -> None:
+    answer = _teach(_model("set_light", lambda _: '{"room": "kitchen", "power": "on"}', _call("set_light", room="kitchen", power="off")))
     assert answer.text == render([KITCHEN])
+    assert answer.usage.calls == 4  # route, fill, answer, score
+
+
+def test_where_the_filled_call_fails_its_checks_the_answer_is_taken_unless_it_fails_too() -> None:
+    in_the_stable = _call("set_light", room="stable", power="on")
+    for answered, taken in ((render([KITCHEN]), render([KITCHEN])), (_call("set_light", room="barn", power="on"), in_the_stable)):
+        assert _teach(_model("set_light", lambda _: '{"room": "stable", "power": "on"}', answered)).text == taken
 
 
 def test_the_pipeline_refuses_what_no_tool_can_do() -> None:

@@ -116,6 +116,7 @@ def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
     import torch
 
     configure_logging()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # two lines a checkpoint, from every worker
     torch.set_num_threads(settings["threads"])
     try:
         module, _, function = settings["work"].partition(":")

@@ -1,11 +1,11 @@
-"""The teacher pipeline: route to a tool, fill in its arguments, check them by executing, repair once, answer, vote where that differs.
+"""The teacher pipeline: route to a tool, fill in its arguments, check them by executing, repair once, answer, compare.
 
 Each step is one call of the same model, which a short system message tells the step:
 
     route              -> `set_light`, or `none`
     fill set_light     -> `{"room": "kitchen", "power": "on"}`
     ... and the error  -> the arguments again, repaired
-    (no system message)-> the answer in the student's format, a second opinion; more of them are drawn where the two differ
+    (no system message)-> the answer in the student's format: a second opinion, taken where the filled call fails its checks
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ from supertiny.llm.base import Llm, Sampling
 from supertiny.records import Call, Completion, Message, Prompt, Usage
 from supertiny.tasks.assistant.home import Home
 from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS, WORD_FOR_WORD
-from supertiny.tasks.calls import check_schema, meaning, most_common, parse, render
+from supertiny.tasks.calls import check_schema, meaning, parse, render
 
 REFUSAL = "I can't do that."
 NO_TOOL = "none"
 _ROUTE_TOKENS = 12
 _FILL_TOKENS = 96
 _ANSWER_TOKENS = 128
-_DRAFTS = 3
-_DRAFT_TEMPERATURE = 0.7
 
 
 async def solve(prompt: Prompt, llm: Llm, temperature: float, top_k: int) -> Completion:
@@ -38,11 +36,10 @@ async def solve(prompt: Prompt, llm: Llm, temperature: float, top_k: int) -> Com
     filled, usage = await _filled(prompt, llm, temperature)
     sampling = Sampling(temperature=temperature, max_tokens=_ANSWER_TOKENS)
     answer = (await llm.complete(prompt.messages, tools=TOOLS, sampling=sampling, logprobs=top_k))[0]
-    if meaning(answer.text) == meaning(filled):
+    if meaning(answer.text) == meaning(filled) or (_is_sound(prompt.messages, answer.text) and not _is_sound(prompt.messages, filled)):
         return answer.model_copy(update={"usage": usage + answer.usage})
-    voted, drafted = await _vote(prompt, [filled, answer.text], llm, seed=None if temperature else 0)
-    scored = await llm.score(prompt.messages, voted, tools=TOOLS, logprobs=top_k)
-    return scored.model_copy(update={"text": voted, "usage": usage + answer.usage + drafted + scored.usage})
+    scored = await llm.score(prompt.messages, filled, tools=TOOLS, logprobs=top_k)
+    return scored.model_copy(update={"text": filled, "usage": usage + answer.usage + scored.usage})
 
 
 async def _filled(prompt: Prompt, llm: Llm, temperature: float) -> tuple[str, Usage]:
@@ -64,14 +61,6 @@ async def _fill(prompt: Prompt, tool: str, llm: Llm, sampling: Sampling) -> tupl
         return _read(tool, first.text), first.usage
     again = (await llm.complete(repair_messages(messages, first.text, error), sampling=Sampling(max_tokens=_FILL_TOKENS)))[0]
     return _read(tool, again.text) or _read(tool, first.text), first.usage + again.usage
-
-
-async def _vote(prompt: Prompt, opinions: list[str], llm: Llm, seed: int | None) -> tuple[str, Usage]:
-    """What most sound ones of the opinions and of a few drafts more say, the first opinion where none is sound."""
-    sampling = Sampling(temperature=_DRAFT_TEMPERATURE, max_tokens=_ANSWER_TOKENS, seed=seed)
-    drafts = await llm.complete(prompt.messages, tools=TOOLS, n=_DRAFTS, sampling=sampling)
-    sound = [text for text in (*opinions, *(draft.text for draft in drafts)) if _is_sound(prompt.messages, text)]
-    return most_common(sound or opinions), sum((draft.usage for draft in drafts), Usage(calls=0))
 
 
 def route_messages(messages: list[Message]) -> list[Message]:
