@@ -78,7 +78,7 @@ def test_about_one_prompt_in_eight_is_out_of_scope() -> None:
 
 def test_prompts_are_unique_and_the_same_every_time() -> None:
     first = TASK.prompts("heldout")
-    assert len(first) == len({prompt.id for prompt in first}) == 1200
+    assert len(first) == len({prompt.id for prompt in first}) == 2400
     assert first == AssistantTask().prompts("heldout")
     assert first != AssistantTask(seed=1).prompts("heldout")
 

@@ -33,7 +33,7 @@ class AssistantTask:
     """
 
     def __init__(
-        self, train_prompts: int = 2000, heldout_prompts: int = 1200, seed: int = 0, temperature: float = 0.0, top_k: int = 20
+        self, train_prompts: int = 2000, heldout_prompts: int = 2400, seed: int = 0, temperature: float = 0.0, top_k: int = 20
     ) -> None:
         if train_prompts < 1 or heldout_prompts < 1 or top_k < 1 or not 0 <= temperature < math.inf:
             raise ConfigError("task.options: train_prompts, heldout_prompts and top_k are at least 1, temperature at least 0")
