@@ -36,7 +36,7 @@ def test_one_actor_measures_a_teacher_pipeline_and_a_student_on_the_same_prompts
     assert (teacher.path.name, student.path.name) == ("eval-teacher", "eval-base")
     assert [row.prompt_id for row in read_predictions(teacher)] == [row.prompt_id for row in read_predictions(student)]
     ours, theirs = (EvaluationMetrics.model_validate(one.manifest.metrics) for one in (student, teacher))
-    assert theirs.exact_match.value > 0.75
+    assert theirs.exact_match.value > 0.9
     assert theirs.exact_match.value > ours.exact_match.value
     assert theirs.tokens.model_calls > 128 >= ours.tokens.model_calls
     assert sum(part.n for part in theirs.slices.values()) == 128
