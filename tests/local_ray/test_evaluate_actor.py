@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from supertiny.config import validate
 from supertiny.errors import NoProgress, PlanTooBig
@@ -57,6 +58,8 @@ def test_a_dead_evaluator_is_replaced() -> None:
     first = evaluator(0, 60)
     before = pid(first)
     ray.kill(first)
+    with pytest.raises(RayActorError):
+        ray.get([first.ready.remote() for _ in range(1000)])  # it answers for a moment more
     assert pid(evaluator(0, 60)) != before
 
 

@@ -75,7 +75,7 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
         raise
     finally:
         if config.num_gpus:
-            ray.kill(actor)
+            ray.kill(_EVALUATORS.pop(_key(config.num_gpus)))
 
 
 def evaluator(num_gpus: float, limit_seconds: float) -> Any:
@@ -84,7 +84,7 @@ def evaluator(num_gpus: float, limit_seconds: float) -> Any:
     Raises:
         NoProgress: no CPU or GPU came free in time, or it died twice while it started.
     """
-    key = (ray.get_runtime_context().get_job_id(), num_gpus)
+    key = _key(num_gpus)
     for _ in range(2):
         if key not in _EVALUATORS:
             resources = {"num_cpus": 1, "num_gpus": num_gpus} if num_gpus else {}  # Ray's default: a CPU to be placed, none after
@@ -99,6 +99,10 @@ def evaluator(num_gpus: float, limit_seconds: float) -> Any:
             ray.kill(_EVALUATORS.pop(key))
             raise NoProgress(f"no place came free for the evaluator within {limit_seconds:.0f} s; the cluster is busy") from None
     raise NoProgress("the evaluator died twice while it started; its log is in Ray's session folder")
+
+
+def _key(num_gpus: float) -> tuple[str, float]:
+    return ray.get_runtime_context().get_job_id(), num_gpus
 
 
 def _connect() -> None:
