@@ -1,7 +1,7 @@
 # `make demo` and `make test` do everything; both make .venv first if it is not there.
 
 VENV ?= .venv
-RUN_ROOT ?= $(CURDIR)/runs/demo
+RUN_ROOT ?= runs/demo
 BIN := $(VENV)/bin
 GIT_REVISION := $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 export VENV
@@ -24,7 +24,7 @@ setup:  ## make .venv from the locked CPU environment; seconds if it is already 
 	@requirements/setup.sh
 
 demo: setup  ## the whole chain on this machine, served, measured and reported in runs/demo
-	$(BIN)/python -m supertiny.pipeline.demo --run-root "$(RUN_ROOT)" --git-revision $(GIT_REVISION)
+	$(BIN)/python -m supertiny.pipeline.demo --run-root "$(abspath $(RUN_ROOT))" --git-revision $(GIT_REVISION)
 
 snips: setup  ## the same chain on real utterances: make snips DATA=/folder/with/snips/and/clinc_oos
 	@test -n "$(DATA)" || { echo "error: give the data's folder: make snips DATA=/folder/with/snips/and/clinc_oos" >&2; exit 2; }
@@ -32,7 +32,7 @@ snips: setup  ## the same chain on real utterances: make snips DATA=/folder/with
 	  --git-revision $(GIT_REVISION) --set 'task.options.root="$(abspath $(DATA))"'
 
 serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
-	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(RUN_ROOT)"
+	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))"
 
 test: check  ## check, then every test; TESTS=tests/unit for some
 	$(BIN)/pytest $(TESTS)

@@ -18,8 +18,10 @@ DEMO_ROLLOUT = Path(__file__).parent / "configs" / "demo" / "rollout.toml"
 
 def main(config: DistillConfig) -> None:
     from supertiny.train.distill import distill, open_student  # torch and ray only once the config is good
+    from supertiny.train.workers import check_fits
 
-    open_student(config)  # a wrong path shows before the rollouts are made
+    open_student(config)  # what cannot work shows before the rollouts are made
+    check_fits(config.num_workers)
     demo = load(RolloutConfig, DEMO_ROLLOUT)
     embedded = (config.rollouts, config.task.path) == (demo.name, demo.task.path)
     if embedded and not (Path(config.run_root).expanduser() / demo.name).exists():

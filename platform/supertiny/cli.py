@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from supertiny.config import Config, StageConfig, load
+from supertiny.config import Config, load
 from supertiny.errors import ConfigError, SupertinyError
 
 C = TypeVar("C", bound=Config)
@@ -53,8 +53,9 @@ def run_job(
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(config.model_dump_json(indent=2, exclude_defaults=not flags.dry_run))
-    if isinstance(config, StageConfig):
-        log.info("supertiny %s, revision %s; outputs in %s", package_version(), config.git_revision, Path(config.run_root).expanduser())
+    outputs, revision = getattr(config, "run_root", None), getattr(config, "git_revision", None)
+    if outputs and revision:  # a stage's, or the pipeline's
+        log.info("supertiny %s, revision %s; outputs in %s", package_version(), revision, Path(outputs).expanduser())
     if not flags.dry_run:
         return _run(main, config)
     if estimate is not None:

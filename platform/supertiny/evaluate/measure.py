@@ -43,7 +43,7 @@ class Measurement(Record):
 
 
 class UnscoredLlm:
-    """An `Llm` whose `score` is free: a teacher's logprobs are for training, and no one who asks it for an answer pays for them."""
+    """An `Llm` without logprobs, whose `score` is free: they are for training, and no one who asks for an answer pays for them."""
 
     def __init__(self, llm: Llm) -> None:
         self._llm = llm
@@ -52,7 +52,7 @@ class UnscoredLlm:
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
     ) -> list[Completion]:
         """What the model says."""
-        return await self._llm.complete(messages, tools=tools, n=n, sampling=sampling, logprobs=logprobs)
+        return await self._llm.complete(messages, tools=tools, n=n, sampling=sampling)
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """The text as given, without tokens."""

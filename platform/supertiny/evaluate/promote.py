@@ -37,20 +37,21 @@ def promote(config: PromoteConfig) -> Artifact:
     model = open_artifact(evaluated.uri, config.run_root, "model")
     if model.as_parent().sha256 != evaluated.sha256:
         raise GateNotPassed(f"{model.path} is not the model that {config.gate} judged: it was made again since; evaluate and gate it again")
-    move_alias(alias_path(config.alias, config.run_root), model, gate)
+    move_alias(config.alias, config.run_root, model, gate)
     return model
 
 
-def move_alias(path: Path, model: Artifact, gate: Artifact) -> None:
+def move_alias(alias: str, run_root: str, model: Artifact, gate: Artifact) -> None:
     """Write an alias and a line of its history; nothing where it already names the model."""
-    target = model.as_parent()
+    path, root = alias_path(alias, run_root), Path(run_root).expanduser()
+    target = model.as_parent(root)
     if path.exists() and Parent.model_validate_json(path.read_bytes()) == target:
         log.info("%s already names %s", path.stem, target.uri)
         return
     line = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": target.model_dump(),
-        "gate": gate.as_parent().model_dump(),
+        "gate": gate.as_parent(root).model_dump(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".history.jsonl").open("a") as history:

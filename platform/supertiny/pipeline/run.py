@@ -39,8 +39,8 @@ def run(config: PipelineConfig) -> Artifact:
         if section is not None:
             pretrain(section)
     rollout(config.rollout)
-    evaluate_model(config, config.teacher, "teacher")
-    evaluate_model(config, config.base)
+    evaluate_model(config, "teacher", config.teacher, "teacher")
+    evaluate_model(config, "base", config.base)
     distill(config.distill)
     evaluate_model(config, config.distill.name)
     rl(config.rl)
@@ -68,7 +68,8 @@ def check(config: PipelineConfig) -> None:
     for model, made_here in ((config.teacher, config.pretrain_teacher), (config.base, config.pretrain_base)):
         if made_here is None:
             open_artifact(model, config.run_root, "model")
-    load_task(config.task)
+    for section in (config.rollout, config.rl, config.evaluate):
+        load_task(section.task)
     machine_price(config.evaluate.machine, config.evaluate.prices)
     machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
     if not ray.is_initialized():
@@ -78,7 +79,8 @@ def check(config: PipelineConfig) -> None:
         check_workers_fit(stage.num_workers)
 
 
-def evaluate_model(config: PipelineConfig, model: str, system: Literal["student", "teacher"] = "student") -> Artifact:
-    """A model's evaluation, named after the last part of its uri."""
-    name = f"eval-{model.rpartition('/')[2]}"
-    return evaluate(config.evaluate.model_copy(update={"name": name, "model": model, "system": system}))
+def evaluate_model(
+    config: PipelineConfig, stage: str, uri: str | None = None, system: Literal["student", "teacher"] = "student"
+) -> Artifact:
+    """A stage's evaluation, `eval-<stage>`: of the model that it published, or of the one at `uri`."""
+    return evaluate(config.evaluate.model_copy(update={"name": f"eval-{stage}", "model": uri or stage, "system": system}))

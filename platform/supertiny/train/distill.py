@@ -19,7 +19,7 @@ from supertiny.train.objective import check_teacher
 from supertiny.train.packing import PackedRows, pack, write_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.students import carry_over, model_size, open_tokenizer
-from supertiny.train.workers import check_fits, checkpoints_in, connect, run_workers
+from supertiny.train.workers import check_fits, checkpoints_in, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,6 @@ def _train(config: DistillConfig, student: Artifact, rollouts: Artifact, folder:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts.path} has at most {config.max_tokens} tokens; raise max_tokens")
     check_teacher(config, rows, rollouts.path)
     newest_good(checkpoints_in(folder))
-    connect()
     check_fits(config.num_workers)
     working = folder / ".train"
     write_rows(rows, working / "rows")

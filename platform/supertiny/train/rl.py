@@ -19,7 +19,7 @@ from supertiny.train.config import RlConfig
 from supertiny.train.metrics import read_metrics
 from supertiny.train.plan import RlPlan, RlPrompt
 from supertiny.train.students import carry_over, model_size, open_tokenizer
-from supertiny.train.workers import check_fits, checkpoints_in, connect, run_workers
+from supertiny.train.workers import check_fits, checkpoints_in, run_workers
 
 log = logging.getLogger(__name__)
 AVERAGED_STEPS = 5
@@ -51,7 +51,6 @@ def _train(config: RlConfig, student: Artifact, rollouts: Artifact, folder: Path
             "make more rollouts, or lower batch"
         )
     newest_good(checkpoints_in(folder))
-    connect()
     check_fits(config.num_workers)
     working = folder / ".train"
     working.mkdir(exist_ok=True)

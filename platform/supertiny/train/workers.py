@@ -38,18 +38,14 @@ RAY_TRAIN = {
 log = logging.getLogger(__name__)
 
 
-def connect() -> None:
-    """Join the cluster of the job, or start one of this machine's CPUs where there is none."""
-    if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
-
-
 def check_fits(num_workers: int) -> None:
-    """Refuse more workers than the cluster has logical CPUs.
+    """Refuse more workers than the job's cluster has logical CPUs; where there is no cluster, one of this machine's CPUs is started.
 
     Raises:
         PlanTooBig: naming both numbers.
     """
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
     cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
     if num_workers > cpus:
         raise PlanTooBig(f"{num_workers} training workers need {num_workers} logical CPUs, the cluster has {cpus:g}; lower num_workers")
