@@ -10,7 +10,7 @@ from supertiny.artifacts import Manifest, alias_path, file_entries, open_artifac
 from supertiny.config import validate
 from supertiny.errors import ConfigError, CorruptArtifact, MissingInput
 from supertiny.serving.config import ServeConfig
-from supertiny.serving.sources import model_paths
+from supertiny.serving.sources import control_alone_unless_promoted, model_paths
 
 YAMLS = sorted((Path(__file__).resolve().parents[2] / "serve").glob("*.yaml"))
 
@@ -95,3 +95,11 @@ def test_a_student_that_changed_after_its_promotion_is_not_served(tmp_path: Path
 def test_a_teacher_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="nowhere: nothing at"):
         model_paths(ServeConfig(run_root=str(tmp_path), teacher="nowhere", student=None, traffic_fraction=0))
+
+
+def test_without_a_promotion_the_control_has_all_of_the_traffic(tmp_path: Path) -> None:
+    config = ServeConfig(run_root=str(tmp_path), teacher="teacher", traffic_fraction=0.5)
+    alone = control_alone_unless_promoted(config)
+    assert (alone.student, alone.traffic_fraction, alone.teacher) == (None, 0.0, "teacher")
+    write_atomically(alias_path("student@production", str(tmp_path)), "{}")
+    assert control_alone_unless_promoted(config) == config

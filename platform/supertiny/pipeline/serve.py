@@ -43,9 +43,10 @@ def main() -> int:
 
 def serve(config: PipelineConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
-    from supertiny.serving.sources import model_paths
+    from supertiny.serving.sources import control_alone_unless_promoted, model_paths
 
-    model_paths(config.serve)  # a missing promotion shows before Ray starts
+    settings = control_alone_unless_promoted(config.serve)
+    names = " and ".join([*model_paths(settings), "auto"])  # a damaged model shows before Ray starts
     check_port(config.traffic.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with local_cluster(config.num_cpus) as cluster:
@@ -54,8 +55,8 @@ def serve(config: PipelineConfig) -> None:
         from supertiny.serving.run import served
 
         ray.init(cluster.address, log_to_driver=False)
-        with served(config.serve, port=config.traffic.port) as url:
-            print(f"\nserving student, teacher and auto at {url}; Ctrl-C stops it. Try:")
+        with served(settings, port=config.traffic.port) as url:
+            print(f"\nserving {names} at {url}; Ctrl-C stops it. Try:")
             print(EXAMPLE.format(url=url, model="auto"), flush=True)
             signal.pause()
 

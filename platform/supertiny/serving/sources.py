@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from supertiny.artifacts import open_artifact, read_alias
+from supertiny.artifacts import alias_path, open_artifact, read_alias
 from supertiny.serving.config import ServeConfig
+
+log = logging.getLogger(__name__)
+
+
+def control_alone_unless_promoted(config: ServeConfig) -> ServeConfig:
+    """The config as it is; where nothing was promoted under the student's alias, without student, so that all of `auto` is the control's."""
+    if config.student is None or "@" not in config.student or alias_path(config.student, config.run_root).exists():
+        return config
+    log.warning("nothing was promoted as %s in %s: the teacher pipeline answers alone", config.student, config.run_root)
+    return config.model_copy(update={"student": None, "traffic_fraction": 0.0})
 
 
 def model_paths(config: ServeConfig) -> dict[str, Path]:
