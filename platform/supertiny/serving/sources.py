@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def control_alone_unless_promoted(config: ServeConfig) -> ServeConfig:
-    """The config as it is; where nothing was promoted under the student's alias, without student, so that all of `auto` is the control's."""
+    """The config; without student where nothing was promoted under its alias, so that all of `auto` is the control's."""
     if config.student is None or "@" not in config.student or alias_path(config.student, config.run_root).exists():
         return config
     log.warning("nothing was promoted as %s in %s: the teacher pipeline answers alone", config.student, config.run_root)
