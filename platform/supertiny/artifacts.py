@@ -26,6 +26,7 @@ from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.records import Record
 
 MANIFEST = "manifest.json"
+PACKAGE = "package://"
 log = logging.getLogger(__name__)
 
 
@@ -70,12 +71,14 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    package_uri: str | None = None
+    """`package://...` where it ships with a package, whose folder is another on every machine."""
 
     def as_parent(self, root: Path | None = None) -> Parent:
-        """How a child refers to this artifact: by its name where it lies below `root`, so that the run root can be moved, else by path."""
+        """How a child refers to this artifact: as what ships with a package, by its name below `root`, which can be moved, else by path."""
         inside = root is not None and self.path.is_relative_to(root)
-        uri = self.path.relative_to(root) if root and inside else self.path
-        return Parent(uri=str(uri), sha256=_sha256(self.path / MANIFEST))
+        path = self.path.relative_to(root) if root and inside else self.path
+        return Parent(uri=self.package_uri or str(path), sha256=_sha256(self.path / MANIFEST))
 
 
 def resolve(uri: str, run_root: str) -> Path:
@@ -84,8 +87,8 @@ def resolve(uri: str, run_root: str) -> Path:
     Raises:
         MissingInput: the scheme is unknown, or nothing is there.
     """
-    if uri.startswith("package://"):
-        module, _, folder = uri.removeprefix("package://").partition("/")
+    if uri.startswith(PACKAGE):
+        module, _, folder = uri.removeprefix(PACKAGE).partition("/")
         try:
             path = Path(str(package_files(module).joinpath(folder)))
         except ModuleNotFoundError as error:
@@ -95,7 +98,10 @@ def resolve(uri: str, run_root: str) -> Path:
     else:
         path = Path(run_root).expanduser().absolute() / Path(uri).expanduser()
     if not path.exists():
-        raise MissingInput(f"{uri}: nothing at {path}; run the stage that makes it, or set another run_root or path")
+        raise MissingInput(
+            f"{uri}: nothing at {path}; run the stage that makes it, or set another run_root or path "
+            "(a hub's name is no path: fetch the model, then take it in with jobs/adopt.py)"
+        )
     return path
 
 
@@ -107,7 +113,7 @@ def open_artifact(uri: str, run_root: str, kind: str) -> Artifact:
         CorruptArtifact: another kind, an unreadable manifest, or a file missing, cut short or altered.
     """
     path = resolve(uri, run_root)
-    artifact = Artifact(path, read_manifest(path))
+    artifact = Artifact(path, read_manifest(path), uri if uri.startswith(PACKAGE) else None)
     if artifact.manifest.kind != kind:
         raise CorruptArtifact(f"{path}: a {artifact.manifest.kind} artifact where a {kind} is needed")
     for name, entry in artifact.manifest.files.items():
@@ -125,7 +131,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise MissingInput(f"{path}: no {MANIFEST}, so it was never finished; run the stage again") from None
+        what_to_do = "take a model from elsewhere in with jobs/adopt.py" if (path / "config.json").exists() else "run the stage again"
+        raise MissingInput(f"{path}: no {MANIFEST}, so it was never finished; {what_to_do}") from None
     except ValidationError as error:
         raise CorruptArtifact(f"{path / MANIFEST} cannot be read: {error.errors()[0]['msg']}") from None
 

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from supertiny.config import Config, load
+from supertiny.config import Config, JobConfig, load
 from supertiny.errors import ConfigError, SupertinyError
 
 C = TypeVar("C", bound=Config)
@@ -53,9 +53,9 @@ def run_job(
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(config.model_dump_json(indent=2, exclude_defaults=not flags.dry_run))
-    outputs, revision = getattr(config, "run_root", None), getattr(config, "git_revision", None)
-    if outputs and revision:  # a stage's, or the pipeline's
-        log.info("supertiny %s, revision %s; outputs in %s", package_version(), revision, Path(outputs).expanduser())
+    if isinstance(config, JobConfig):
+        outputs = Path(config.run_root).expanduser()
+        log.info("supertiny %s, revision %s; outputs in %s", package_version(), config.git_revision, outputs)
     if not flags.dry_run:
         return _run(main, config)
     if estimate is not None:

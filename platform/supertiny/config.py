@@ -7,6 +7,7 @@ Inside a run, artifacts go by name: a stage's `name` is the folder under `run_ro
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,15 +37,20 @@ class TaskConfig(Config):
     """Keyword arguments of the task's constructor, which validates them."""
 
 
-class StageConfig(Config):
-    """What every stage takes: where its artifacts lie and which task it serves."""
+class JobConfig(Config):
+    """What every job takes: where its artifacts lie and which task it serves."""
 
     run_root: str = "~/supertiny/runs/demo"
     """Folder of this run's artifacts; artifact names are looked up in it."""
     git_revision: str = "unknown"
-    """Revision of the code, for the manifest; a submitted job has no `.git` to ask."""
+    """Revision of the code, for the manifests; a submitted job has no `.git` to ask."""
     task: TaskConfig = TaskConfig()
     """The task."""
+
+
+class StageConfig(JobConfig):
+    """A job that publishes one artifact."""
+
     name: str
     """Name of the artifact that this stage publishes under `run_root`."""
 
@@ -56,12 +62,13 @@ class StageConfig(Config):
 def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
     """A validated config from a TOML file and `section.key=value` overrides (values are TOML, else plain text).
 
-    A section of the file may be another file: `rollout = "rollout.toml"` reads the one beside it.
+    A section of the file may be another file: `rollout = "rollout.toml"` reads the one beside it. A config that a job has
+    written down, a `.json` file, is read too.
 
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value is wrong; every wrong key is named.
     """
-    values = _read_toml(Path(path)) if path else {}
+    values = _read(Path(path)) if path else {}
     for override in overrides:
         _apply(values, override)
     return validate(cls, values, str(path) if path else "the command line")
@@ -76,17 +83,18 @@ def validate(cls: type[C], values: Mapping[str, Any], source: str) -> C:
         raise ConfigError(f"{source} is not a valid {cls.__name__}: {problems}") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values: dict[str, Any] = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file (looked from {Path.cwd()})") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
     beside = {key: path.parent / value for key, value in values.items() if isinstance(value, str) and value.endswith(".toml")}
-    return {**values, **{key: _read_toml(file) for key, file in beside.items()}}
+    return {**values, **{key: _read(file) for key, file in beside.items()}}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -36,6 +36,13 @@ def test_a_published_artifact_opens_with_its_files_metrics_and_settings(tmp_path
     assert opened.manifest.git_revision == "abc"
 
 
+def test_what_ships_with_a_package_goes_by_the_packages_name_wherever_that_lies(tmp_path: Path) -> None:
+    uri = "package://supertiny.tasks.assistant/models/base"
+    shipped = artifacts.open_artifact(uri, str(tmp_path), "model")
+    assert shipped.as_parent(tmp_path).uri == shipped.as_parent().uri == uri
+    assert artifacts.open_artifact(shipped.as_parent().uri, "/elsewhere", "model") == shipped
+
+
 def test_the_same_key_is_not_made_twice_even_elsewhere_or_at_another_revision(tmp_path: Path) -> None:
     first = _make(tmp_path, git_revision="1")
     again = _make(tmp_path, build=_never, git_revision="2")

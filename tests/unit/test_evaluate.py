@@ -1,5 +1,6 @@
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_artifacts import publish_evaluation, publish_model, row, rows
@@ -225,3 +226,33 @@ def test_a_model_that_does_not_say_its_size_is_refused(tmp_path: Path) -> None:
     manifest = model.manifest.model_copy(update={"metrics": {}})
     with pytest.raises(CorruptArtifact, match="no metric 'parameters'"):
         publish_evaluation(tmp_path, type(model)(model.path, manifest), rows([True] * 20))
+
+
+def test_an_evaluation_pays_for_no_logprobs() -> None:
+    class Paid(ScriptedLlm):
+        """Notes what is asked of it."""
+
+        asked: list[int]
+
+        async def complete(self, *args: Any, logprobs: int = 0, **others: Any) -> list[Completion]:
+            """As scripted."""
+            self.asked.append(logprobs)
+            return await super().complete(*args, **others)
+
+        async def score(self, *args: Any, **others: Any) -> Completion:
+            """Never in an evaluation."""
+            raise AssertionError("scored")
+
+    class Scoring(EchoTask):
+        """Asks for logprobs of its last answer, as a rollout needs them."""
+
+        async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
+            """One call with logprobs, one score."""
+            (answer,) = await llm.complete(prompt.messages, logprobs=8)
+            await llm.score(prompt.messages, answer.text, logprobs=8)
+            return answer
+
+    llm = Paid(lambda messages: "yes")
+    llm.asked = []
+    assert asyncio.run(make_system("teacher", Scoring(), llm, 16)(prompt(0))).text == "yes"
+    assert llm.asked == [0]

@@ -1,3 +1,5 @@
+import copy
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -116,3 +118,20 @@ def test_the_chat_template_shows_calls_and_leaves_the_tools_out(tokenizer) -> No
     expected = f"system\nroute|user\nhi|assistant\n{block}\n{block}|tool\ndone|assistant\n"
     rendered = tokenizer.decode(prompt_token_ids(tokenizer, messages, AssistantTask().tools))
     assert rendered.replace("<|im_end|>\n<|im_start|>", "|").removeprefix("<|im_start|>") == expected
+
+
+QWEN = """{%- if tools %}{{- '<|im_start|>system\\n# Tools\\n<tools>' }}{%- for tool in tools %}{{- '\\n' + tool | tojson }}{%- endfor %}
+{{- '\\n</tools><|im_end|>\\n' }}{%- endif %}{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+
+def test_a_template_that_renders_tools_gets_them_from_the_same_code(tokenizer) -> None:
+    qwen = copy.deepcopy(tokenizer)
+    qwen.chat_template = QWEN
+    tools, messages = AssistantTask().tools, [{"role": "user", "content": "hi"}]
+    rendered = qwen.decode(prompt_token_ids(qwen, messages, tools))
+    listed = rendered.partition("<tools>\n")[2].partition("\n</tools>")[0].splitlines()
+    assert [json.loads(line) for line in listed] == tools
+    assert rendered.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+    assert "<tools>" not in qwen.decode(prompt_token_ids(qwen, messages, []))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 
-from supertiny.artifacts import Artifact
+from supertiny.artifacts import Artifact, open_artifact
 from supertiny.config import validate
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate import phrases
@@ -100,6 +100,14 @@ def test_stages_stand_in_the_order_of_the_chain_and_the_gate_names_them(tmp_path
     assert report.gate is not None
     assert (report.gate.candidate, report.gate.baseline, report.gate.verdict, report.gate.n) == ("awq", "teacher", "pass", 1000)
     assert report.ab is None
+
+
+def test_a_stages_model_is_named_so_that_it_can_be_found_again(tmp_path: Path) -> None:
+    shipped = open_artifact("package://supertiny.tasks.assistant/models/base", str(tmp_path), "model")
+    publish_evaluation(tmp_path, shipped, rows([True] * 1000))
+    publish(tmp_path, "awq", 965)
+    stages = {stage.name: stage.model_uri for stage in write_report(str(tmp_path)).stages}
+    assert stages == {"base": "package://supertiny.tasks.assistant/models/base", "awq": str(tmp_path / "awq")}
 
 
 def test_a_changed_price_needs_no_new_evaluation(tmp_path: Path) -> None:

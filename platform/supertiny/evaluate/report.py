@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from supertiny.artifacts import MANIFEST, Artifact, Manifest, open_artifact, read_manifest, write_atomically
+from supertiny.artifacts import MANIFEST, PACKAGE, Artifact, Manifest, open_artifact, read_manifest, write_atomically
 from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.page import render_page
@@ -116,7 +116,8 @@ def _place(name: str) -> tuple[int, str]:
 def _stage(name: str, evaluation: Artifact, metrics: EvaluationMetrics, price: MachinePrice) -> Stage:
     shared = metrics.model_dump(include=set(Stage.model_fields) & set(EvaluationMetrics.model_fields))
     shared["usd_per_thousand_correct"] = usd_per_thousand_correct(metrics.seconds_per_prompt, metrics.exact_match.value, price)
-    model_uri = str(evaluation.path.parent / evaluation.manifest.parents["model"].uri)
+    uri = evaluation.manifest.parents["model"].uri
+    model_uri = uri if uri.startswith(PACKAGE) else str(evaluation.path.parent / uri)
     return Stage.model_validate({"name": name, "model_uri": model_uri, **shared})
 
 

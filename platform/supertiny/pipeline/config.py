@@ -8,14 +8,16 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from supertiny.compress.config import PruneConfig, QuantizeConfig
-from supertiny.config import Config, TaskConfig
+from supertiny.config import Config, JobConfig
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
 from supertiny.rollout.config import RolloutConfig
 from supertiny.serving.config import ServeConfig
 from supertiny.train.config import DistillConfig, RlConfig
 from supertiny.train.pretrain_config import PretrainConfig
 
-SHARED = ("run_root", "git_revision", "task")
+RUN_CONFIG = "pipeline.json"
+"""File in the run's folder: the settings of its last start."""
+SHARED = tuple(JobConfig.model_fields)
 """Keys of the top that every section inherits."""
 CHAIN: dict[str, dict[str, Any]] = {
     "rollout": {"name": "rollouts"},
@@ -27,9 +29,11 @@ CHAIN: dict[str, dict[str, Any]] = {
     "w8a8": {"name": "w8a8", "student": "heal", "format": "w8a8"},
     "evaluate": {"name": "eval", "model": "teacher"},
     "gate": {"name": "gate"},
-    "promote": {"name": "promote"},
+    "promote": {"name": "promote", "gate": "gate"},
 }
 """What each section starts from: the artifact it publishes and the one it takes, in the order of the chain."""
+PINNED = ("name", "gate")
+"""Keys that only the chain sets: the report and the serving look its artifacts up by these names."""
 
 
 class TrafficConfig(Config):
@@ -43,15 +47,9 @@ class TrafficConfig(Config):
     """Port of the router on this machine."""
 
 
-class PipelineConfig(Config):
+class PipelineConfig(JobConfig):
     """The whole chain: rollout, distill, rl, prune, heal, quantize in two ways, an evaluation after each, and a gate."""
 
-    run_root: str = "~/supertiny/runs/demo"
-    """Folder of this run's artifacts."""
-    git_revision: str = "unknown"
-    """Revision of the code, for the manifests."""
-    task: TaskConfig = TaskConfig()
-    """The task, for every stage."""
     teacher: str = "package://supertiny.tasks.assistant/models/teacher"
     """Model that the teacher pipeline calls; `teacher` where `pretrain_teacher` makes it."""
     base: str = "package://supertiny.tasks.assistant/models/base"
@@ -98,9 +96,19 @@ class PipelineConfig(Config):
         base = {"student": values["base"]} if "base" in values else {}
         inputs = {"rollout": teacher, "distill": base, "serve": teacher}
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
+        for name, start in CHAIN.items():
+            _refuse_pinned(name, start, values.get(name))
         sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name, {})) for name, start in CHAIN.items()}
         pretrained = {name: _merged(top, values[name]) for name in ("pretrain_teacher", "pretrain_base") if values.get(name)}
         return {**values, **sections, **pretrained, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
+
+
+def _refuse_pinned(section: str, start: Mapping[str, Any], given: Any) -> None:
+    """Raise ValueError where a section sets what the chain sets."""
+    if isinstance(given, Mapping):
+        for key in PINNED:
+            if key in start and given.get(key, start[key]) != start[key]:
+                raise ValueError(f"{section}.{key} is {start[key]!r} in this chain and cannot be {given[key]!r}; leave it out")
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: b
 
     from supertiny.serving.run import served
 
-    settings = config.serve if promoted else config.serve.model_copy(update={"student": None, "traffic_fraction": 0.0})
+    settings = config.serve if promoted else config.serve.control_alone()
     task = load_task(config.task)
     price = machine_price(config.evaluate.machine, config.evaluate.prices)
     ray.init(cluster.address, log_to_driver=False)

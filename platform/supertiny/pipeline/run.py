@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Literal
 
 import ray
 
-from supertiny.artifacts import Artifact, open_artifact
+from supertiny.artifacts import Artifact, open_artifact, write_atomically
 from supertiny.compress.prune import prune
 from supertiny.compress.quantize import quantize
 from supertiny.cost import machine_price
@@ -15,7 +16,7 @@ from supertiny.evaluate.choose import better
 from supertiny.evaluate.gate import gate
 from supertiny.evaluate.promote import promote
 from supertiny.evaluate.suites import evaluate
-from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
 from supertiny.pipeline.report import write_run_report
 from supertiny.rollout.pipeline import check_fits as check_rollout_fits
 from supertiny.rollout.pipeline import rollout
@@ -35,6 +36,7 @@ def run(config: PipelineConfig) -> Artifact:
         GateNotPassed: the candidate is not surely good enough; everything made so far is kept, and the report says why.
     """
     check(config)
+    write_atomically(Path(config.run_root).expanduser() / RUN_CONFIG, config.model_dump_json(indent=2))
     for section in (config.pretrain_teacher, config.pretrain_base):
         if section is not None:
             pretrain(section)

@@ -6,12 +6,13 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from supertiny.cli import configure_logging
 from supertiny.config import load
 from supertiny.errors import ConfigError, SupertinyError
-from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
 from supertiny.pipeline.local_cluster import local_cluster
 from supertiny.serving.port import check_port
 
@@ -26,19 +27,27 @@ EXAMPLE = """
 def main() -> int:
     """The exit status of serving what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path("jobs/configs/demo/pipeline.toml"), help="config that the run was made with")
-    parser.add_argument("--run-root", type=Path, required=True, help="absolute folder of the run")
+    parser.add_argument(
+        "--run-root", type=Path, required=True, help="absolute folder of the run, which holds the config that it was made with"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one setting; repeatable")
     flags = parser.parse_args()
     configure_logging()
     try:
-        serve(load(PipelineConfig, flags.config, [*flags.set, f'run_root="{flags.run_root}"']))
+        serve(config_of_run(flags.run_root, flags.set))
     except (SupertinyError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):
             return 0
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def config_of_run(run_root: Path, overrides: Sequence[str]) -> PipelineConfig:
+    """The settings that a run was made with, wherever its folder lies now; the demo's where nothing has run there yet."""
+    made_with = run_root / RUN_CONFIG
+    here = [f'run_root="{run_root}"', f'serve.run_root="{run_root}"']
+    return load(PipelineConfig, made_with if made_with.exists() else Path("jobs/configs/demo/pipeline.toml"), [*overrides, *here])
 
 
 def serve(config: PipelineConfig) -> None:

@@ -89,6 +89,10 @@ class ServeConfig(Config):
             )
         return self
 
+    def control_alone(self) -> ServeConfig:
+        """The teacher pipeline without a student: it answers all of `auto`."""
+        return self.model_copy(update={"student": None, "traffic_fraction": 0.0})
+
     @property
     def num_cpus(self) -> int:
         """Logical CPUs that the application needs before it autoscales."""

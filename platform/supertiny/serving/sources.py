@@ -16,7 +16,7 @@ def control_alone_unless_promoted(config: ServeConfig) -> ServeConfig:
     if config.student is None or "@" not in config.student or alias_path(config.student, config.run_root).exists():
         return config
     log.warning("nothing was promoted as %s in %s: the teacher pipeline answers alone", config.student, config.run_root)
-    return config.model_copy(update={"student": None, "traffic_fraction": 0.0})
+    return config.control_alone()
 
 
 def model_paths(config: ServeConfig) -> dict[str, Path]:

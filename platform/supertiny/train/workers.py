@@ -110,9 +110,10 @@ def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
     """
     os.environ.update(ENVIRONMENT)
     import torch
+    from ray.train.v2._internal.execution import context
 
     configure_logging()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # two lines a checkpoint, from every worker
+    context.logger.setLevel(logging.WARNING)  # else two lines a checkpoint from every worker; this logger is named by its file
     torch.set_num_threads(settings["threads"])
     try:
         module, _, function = settings["work"].partition(":")

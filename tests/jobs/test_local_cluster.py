@@ -1,0 +1,33 @@
+"""The Ray that `make demo` and `make serve` start: real, used by a submitted job, and gone afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from supertiny.errors import NoProgress
+from supertiny.pipeline.local_cluster import local_cluster, submit_job
+
+
+@pytest.mark.slow
+def test_a_submitted_job_ends_with_its_own_status_and_nothing_of_the_cluster_stays(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "runtime_env.yaml").write_text((checkout / "cluster" / "runtime_env.yaml").read_text())
+    before = set(psutil.Process().children(recursive=True))
+    with local_cluster(2) as cluster:
+        assert set(psutil.Process().children(recursive=True)) > before
+        assert submit_job(cluster, tmp_path, ["python", "-c", "'import supertiny'"]) == 0
+        assert submit_job(cluster, tmp_path, ["python", "-c", "'raise SystemExit(3)'"]) != 0
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert not list(tmp_path.glob("supertiny-ray-*"))
+
+
+def test_a_ray_that_does_not_start_says_so_with_its_own_words() -> None:
+    with pytest.raises(NoProgress, match=r"(?s)Ray did not start \(exit status \d+\):.*num-cpus|num_cpus"), local_cluster(-1):
+        pytest.fail("it started")

@@ -1,0 +1,63 @@
+"""The chain's config: one section a stage, what they share written once, and the commands around it refusing what is wrong."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supertiny.artifacts import write_atomically
+from supertiny.config import load
+from supertiny.errors import ConfigError
+from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
+from supertiny.pipeline.serve import config_of_run
+
+DEMO = "jobs/configs/demo/pipeline.toml"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+
+
+def test_every_section_inherits_the_top_and_its_place_in_the_chain() -> None:
+    config = load(PipelineConfig, DEMO, ["run_root=/runs/x", "teacher=/models/big", "base=/models/small"])
+    sections = (config.rollout, config.distill, config.rl, config.prune, config.heal, config.awq, config.w8a8, config.evaluate, config.gate)
+    assert {section.run_root for section in sections} == {"/runs/x"}
+    assert (config.rollout.teacher, config.serve.teacher, config.distill.student) == ("/models/big", "/models/big", "/models/small")
+    assert (config.rl.student, config.prune.student, config.heal.student, config.awq.student) == ("distill", "rl", "prune", "heal")
+
+
+@pytest.mark.parametrize("key", ["distill.name", "gate.name", "promote.gate", "heal.name"])
+def test_what_the_chain_looks_up_by_name_cannot_be_named_otherwise(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} is '\w+' in this chain and cannot be 'other'; leave it out"):
+        load(PipelineConfig, DEMO, [f"{key}=other"])
+
+
+def test_a_run_is_served_with_the_settings_that_it_was_made_with_even_when_it_was_moved(tmp_path: Path) -> None:
+    made = load(PipelineConfig, DEMO, ["run_root=/where/it/was", "serve.salt=other", "teacher=/models/big"])
+    write_atomically(tmp_path / RUN_CONFIG, made.model_dump_json())
+    served = config_of_run(tmp_path, ["traffic.port=8123"])
+    assert served.serve == made.serve.model_copy(update={"run_root": str(tmp_path)})
+    assert (served.traffic.port, served.num_cpus) == (8123, made.num_cpus)
+
+
+def test_where_nothing_has_run_yet_the_demo_is_served(tmp_path: Path) -> None:
+    assert config_of_run(tmp_path, []).serve.teacher == load(PipelineConfig, DEMO).serve.teacher
+
+
+@pytest.mark.parametrize("command", ["demo", "serve"])
+def test_a_taken_port_and_a_misspelt_key_end_with_2_before_ray_starts(command: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for setting, said in ((f"traffic.port={port}", f"error: port {port} is taken"), ("traffic.prot=1", "did you mean port?")):
+            command_line = [sys.executable, "-m", f"supertiny.pipeline.{command}", "--run-root", str(tmp_path), "--set", setting]
+            ran = subprocess.run(command_line, capture_output=True, text=True, check=False, timeout=120)
+            assert ran.returncode == 2
+            assert said in ran.stderr
+            assert "local Ray" not in ran.stderr
