@@ -45,14 +45,14 @@ def local_ray() -> Iterator[None]:
     """One Ray for the whole session: 8 logical CPUs, since actors that only wait take one each."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="supertiny-") as folder:  # a short path: sockets lie in it
+    with tempfile.TemporaryDirectory(prefix="supertiny-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)  # short, since sockets lie in it; actors that look for "the" Ray find this one by it
         ray.init(
             "local",  # never a cluster that RAY_ADDRESS names
             num_cpus=8,
-            include_dashboard=False,
+            include_dashboard=True,  # Ray Train asks it for its controller's state, and waits 12 s for it at the end of every run
             object_store_memory=512 * 2**20,
             logging_level="warning",
-            _temp_dir=folder,
         )
         yield
         ray.shutdown()

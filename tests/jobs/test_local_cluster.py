@@ -25,7 +25,7 @@ def test_a_submitted_job_ends_with_its_own_status_and_nothing_of_the_cluster_sta
         assert submit_job(cluster, tmp_path, ["python", "-c", "'import supertiny'"]) == 0
         assert submit_job(cluster, tmp_path, ["python", "-c", "'raise SystemExit(3)'"]) != 0
     assert set(psutil.Process().children(recursive=True)) <= before
-    assert not list(tmp_path.glob("supertiny-ray-*"))
+    assert not list(tmp_path.glob("supertiny-*"))
 
 
 def test_a_ray_that_does_not_start_says_so_with_its_own_words() -> None:

@@ -59,17 +59,21 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # unset, `ray start` may want a token that `ray job submit` does not send
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     gcs, dashboard, client, agent = _free_ports(4)
-    folder = Path(tempfile.mkdtemp(prefix="supertiny-ray-"))
+    folder = Path(tempfile.mkdtemp(prefix="supertiny-"))
     command = [
         *(_ray(), "start", "--head", "--block", "--disable-usage-stats"),
         *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"),
         *(f"--dashboard-agent-listen-port={agent}", "--min-worker-port=0", "--max-worker-port=0"),
-        *(f"--num-cpus={num_cpus}", f"--temp-dir={folder}"),
+        *(f"--num-cpus={num_cpus}", f"--temp-dir={folder / 'ray'}"),
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # so that a job's `python` is this one
+    own = {
+        "PATH": path,
+        "RAY_TMPDIR": str(folder),
+    }  # the latter so that actors which look for "the" Ray find this one, and no other's traces
     with (folder / "start.log").open("w") as output:
         head = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**QUIET_AND_OFFLINE, **os.environ, "PATH": path}, start_new_session=True
+            command, stdout=output, stderr=subprocess.STDOUT, env={**QUIET_AND_OFFLINE, **os.environ, **own}, start_new_session=True
         )
     try:
         cluster = LocalCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
