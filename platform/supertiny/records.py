@@ -65,6 +65,23 @@ class Usage(Record):
         )
 
 
+class StepUsage(Record):
+    """What the model calls of one pipeline step took."""
+
+    usage: Usage = Usage(calls=0)
+    engine_seconds: float = 0.0
+    """Their share of the time in which our engine was busy."""
+    endpoint_usd: float = 0.0
+    """Dollars for tokens, where an endpoint with a price answered."""
+
+    def __add__(self, other: StepUsage) -> StepUsage:
+        return StepUsage(
+            usage=self.usage + other.usage,
+            engine_seconds=self.engine_seconds + other.engine_seconds,
+            endpoint_usd=self.endpoint_usd + other.endpoint_usd,
+        )
+
+
 class Completion(Record):
     """What a model, or a whole teacher pipeline, answered to one prompt."""
 
@@ -119,6 +136,8 @@ class Rollout(Record):
     """From the pipeline's first call to its answer, other prompts being in flight."""
     engine_seconds: float = 0.0
     """Its share of the time in which the engine was busy: those of all rollouts add up to it."""
+    steps: dict[str, StepUsage] = Field(default_factory=dict)
+    """What each pipeline step took, by name; the filters that ask a model stand beside them as `filters.judge`, …"""
 
 
 def is_utf8(text: str) -> bool:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import CorruptArtifact, MissingInput
-from supertiny.records import Completion, Judgement, Prompt, Rollout, TopK, Usage, Verdict, is_utf8
+from supertiny.records import Completion, Judgement, Prompt, Rollout, StepUsage, TopK, Usage, Verdict, is_utf8
 
 ACCEPTED = "rollouts.parquet"
 REJECTED = "rejected.parquet"
@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         pa.field("judgement", pa.string()),  # JSON; null where no model judged
         pa.field("seconds", pa.float32(), nullable=False),
         pa.field("engine_seconds", pa.float32(), nullable=False),
+        pa.field("steps", pa.string(), nullable=False),  # JSON: what each pipeline step took
     ]
 )
 
@@ -151,6 +152,7 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         "judgement": None if verdict.judgement is None else _json(verdict.judgement.model_dump()),
         "seconds": rollout.seconds,
         "engine_seconds": rollout.engine_seconds,
+        "steps": _json({name: step.model_dump() for name, step in rollout.steps.items()}),
     }
 
 
@@ -190,7 +192,13 @@ def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Ro
         verdict=_verdict(row),
         seconds=row["seconds"],
         engine_seconds=row["engine_seconds"],
+        steps=read_steps(row["steps"]),
     )
+
+
+def read_steps(value: str) -> dict[str, StepUsage]:
+    """What each pipeline step of a row took, from its column `steps`."""
+    return {name: StepUsage.model_validate(step) for name, step in json.loads(value).items()}
 
 
 def _verdict(row: dict[str, Any]) -> Verdict:

@@ -136,6 +136,7 @@ def test_a_judge_that_answers_nonsense_or_cannot_answer_rejects_the_row_with_its
     assert ledger["judge"]["completion_tokens"] == 2 + 6
     assert ledger["model_calls"] == 4
     assert made[0].completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
+    assert {name: step["model_calls"] for name, step in ledger["by_pipeline_step"].items()} == {"unnamed": 4, "filters.judge": 2}
 
 
 def test_a_judge_that_died_ends_the_block(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from supertiny.config import TaskConfig, validate
 from supertiny.errors import ConfigError, NoProgress
-from supertiny.llm.base import Llm
+from supertiny.llm.base import Llm, pipeline_step
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Call, Completion, Message, Prompt, Rollout, Tool, TopK, Usage, Verdict
 from supertiny.rollout.config import RolloutConfig
@@ -57,6 +57,9 @@ class WordTask:
         with self._asked.open("a") as file:
             file.write(f"{os.getpid()} {child}\n")
         answer = (await llm.complete(prompt.messages))[0]
+        if prompt.id == "stepwise":
+            with pipeline_step("again"):
+                await llm.complete(prompt.messages, n=2)
         if prompt.id in WAITS:
             await WAITS[prompt.id]()
         MISCHIEF.get(prompt.id, lambda: None)()
@@ -192,6 +195,16 @@ def test_a_rollout_has_its_prompts_answer_the_tasks_verdict_and_what_its_calls_u
     assert (fine.rollout_id, fine.completion.text, fine.verdict.accepted) == ("fine/0", "FINE", True)
     assert (wordy.verdict.accepted, wordy.verdict.score, wordy.verdict.reason, wordy.verdict.evidence) == (False, 0.25, "wordy", "BABBLE")
     assert fine.completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
+
+
+def test_a_pipelines_named_steps_reach_the_engines_process_and_the_table(tmp_path: Path) -> None:
+    stepwise, fine = rollouts(["stepwise", "fine"], tmp_path)
+    assert {name: step.usage for name, step in stepwise.steps.items()} == {
+        "unnamed": Usage(calls=1, prompt_tokens=1, completion_tokens=1),
+        "again": Usage(calls=2, prompt_tokens=2, completion_tokens=2),
+    }
+    assert list(fine.steps) == ["unnamed"]
+    assert stepwise.engine_seconds == pytest.approx(sum(step.engine_seconds for step in stepwise.steps.values()))
 
 
 class CountingLlm(MortalLlm):

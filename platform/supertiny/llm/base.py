@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from pydantic import Field
 
-from supertiny.records import Completion, Message, Record, Tool
+from supertiny.records import Completion, Message, Record, Tool, Usage
+
+UNNAMED = "unnamed"
+"""The pipeline step of calls that nobody named."""
+_STEP: ContextVar[str] = ContextVar("pipeline_step", default=UNNAMED)
+_STEP_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 class Sampling(Record):
@@ -22,6 +31,38 @@ class Sampling(Record):
 
 
 GREEDY = Sampling()
+
+
+class Abandoned(asyncio.CancelledError):
+    """A call that was cancelled, by an engine that knows what it had taken by then."""
+
+    def __init__(self, usage: Usage) -> None:
+        super().__init__()
+        self.usage = usage
+
+
+@contextmanager
+def pipeline_step(name: str) -> Iterator[None]:
+    """Name the model calls made inside, so that a rollout's ledger counts them by it; elsewhere it does nothing.
+
+        with pipeline_step("route"):
+            routed = await llm.complete(...)
+
+    Raises:
+        ValueError: the name is not one of a few snake_case words.
+    """
+    if not _STEP_NAME.fullmatch(name):
+        raise ValueError(f"pipeline step {name!r}: expected up to 40 of a-z, 0-9 and _, such as route; one name a step, not one a prompt")
+    token = _STEP.set(name)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
+def current_step() -> str:
+    """The pipeline step that a call made here belongs to."""
+    return _STEP.get()
 
 
 class Llm(Protocol):

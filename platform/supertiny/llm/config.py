@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from supertiny.config import Config
+from supertiny.records import Usage
 
 
 class EngineConfig(Config):
@@ -36,6 +37,23 @@ class EngineConfig(Config):
     """Requests waiting and none finished for this long: the engine is given up with NoProgress."""
 
 
+class TokenPriceConfig(Config):
+    """What an endpoint takes for tokens."""
+
+    prompt_usd: float = Field(ge=0)
+    """Dollars for a million prompt tokens."""
+    cached_usd: float | None = Field(None, ge=0)
+    """Dollars for a million of those that its cache answered; None takes `prompt_usd`."""
+    completion_usd: float = Field(ge=0)
+    """Dollars for a million completion tokens."""
+
+    def usd(self, usage: Usage) -> float:
+        """Dollars for what some calls used."""
+        cached_usd = self.prompt_usd if self.cached_usd is None else self.cached_usd
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return (fresh * self.prompt_usd + usage.cached_tokens * cached_usd + usage.completion_tokens * self.completion_usd) / 1_000_000
+
+
 class EndpointConfig(Config):
     """An OpenAI-compatible chat endpoint, ours or someone else's."""
 
@@ -53,3 +71,5 @@ class EndpointConfig(Config):
     """Pause before the first retry; it doubles with each, up to a minute, and is drawn between half of that and all of it."""
     max_concurrency: int = Field(32, gt=0)
     """Requests under way at once."""
+    price: TokenPriceConfig | None = None
+    """What it takes for tokens; None where nobody knows, and then a ledger has no dollars for it. It decides nothing of what comes out."""

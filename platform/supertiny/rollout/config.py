@@ -116,6 +116,8 @@ class RatesConfig(Config):
     """Of all calls of the pipeline and the judge."""
     completion_tokens: float = Field(0.0, ge=0)
     """Likewise."""
+    endpoint_usd: float = Field(0.0, ge=0)
+    """Dollars for the tokens of endpoints."""
 
 
 class CostConfig(Config):
@@ -128,8 +130,8 @@ class CostConfig(Config):
     prices: str | None = None
     """Price table (TOML); None takes the checkout's `cluster/prices.toml`."""
     budget_usd: float | None = Field(None, gt=0)
-    """Dollars by reservation, over all attempts, after which the job stops, or which it stops before if its first 32 prompts show that they
-    will not do. Run again with a larger one, it goes on."""
+    """Dollars by reservation and for endpoints' tokens, over all attempts, after which the job stops, or which it stops before if its first
+    32 prompts show that they will not do. Run again with a larger one, it goes on."""
     rates: RatesConfig | None = None
     """What `--dry-run` estimates with; None takes the rates of the last ledger of this name in `run_root`."""
 
@@ -174,6 +176,25 @@ class RolloutConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_budget_that_can_be_kept(self) -> RolloutConfig:
+        unpriced = self.endpoints_without_price()
+        if self.cost.budget_usd is not None and unpriced:
+            raise ValueError(
+                f"cost.budget_usd cannot be kept: nobody knows what {' and '.join(unpriced)} costs; set its price, 0 if nothing"
+            )
+        return self
+
+    def endpoints_without_price(self) -> list[str]:
+        """Where the config has endpoints whose tokens' price it does not give."""
+        judge = self.filters.judge
+        places = {"endpoint": self.endpoint, "filters.judge.endpoint": judge.endpoint if judge else None}
+        return [place for place, endpoint in places.items() if endpoint is not None and endpoint.price is None]
+
     def settings(self) -> dict[str, Any]:
-        """The fields that decide the result: layout and cost do not, so that a run may go on with others."""
-        return {key: value for key, value in super().settings().items() if key not in ("layout", "cost")}
+        """The fields that decide the result: layout, cost and prices do not, so that a run may go on with others."""
+        values = super().settings()
+        for endpoint in (values["endpoint"], (values["filters"]["judge"] or {}).get("endpoint")):
+            if endpoint is not None:
+                del endpoint["price"]
+        return {key: value for key, value in values.items() if key not in ("layout", "cost")}

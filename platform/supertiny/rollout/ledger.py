@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supertiny.artifacts import write_atomically
 from supertiny.errors import CorruptArtifact
-from supertiny.records import Rollout, Usage
+from supertiny.records import Rollout, StepUsage, Usage
 from supertiny.rollout_table import ACCEPTED, REJECTED, write_rollouts
 
 LEDGER = "ledger.json"
@@ -64,7 +64,33 @@ def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         **_tokens([rollout.completion.usage for rollout in rollouts]),
         "judge": _tokens([judgement.usage for judgement in judgements]),
         "engine_seconds": sum(rollout.engine_seconds for rollout in rollouts),
+        "by_pipeline_step": {
+            name: {**_tokens([step.usage]), "engine_seconds": step.engine_seconds} for name, step in add_steps(rollouts).items()
+        },
     }
+
+
+def add_steps(rollouts: Iterable[Rollout]) -> dict[str, StepUsage]:
+    """What each pipeline step took, all rollouts together, the dearest in engine seconds first."""
+    total: dict[str, StepUsage] = {}
+    for rollout in rollouts:
+        for name, step in rollout.steps.items():
+            total[name] = total.get(name, StepUsage()) + step
+    return dict(sorted(total.items(), key=lambda item: -item[1].engine_seconds))
+
+
+def in_one_line(ledger: Mapping[str, Any]) -> str:
+    """What a person wants to know of a ledger at the end of a job."""
+    cost, thousand = ledger["cost"], ledger["cost"]["usd_per_thousand_accepted"]
+    dollars = f"${cost['reserved_usd']:.3g} by reservation, ${cost['used_usd']:.3g} by use"
+    each = "" if thousand is None else f", ${thousand:.3g} a thousand accepted"
+    steps = [
+        f"{name} {step['model_calls']} calls, {step['prompt_tokens']} prompt ({step['cached_tokens']} cached) and "
+        f"{step['completion_tokens']} completion tokens, ${cost['by_pipeline_step'][name]['reserved_usd']:.3g}"
+        for name, step in ledger["by_pipeline_step"].items()
+    ]
+    counts = f"{ledger['rollouts']} rollouts, {ledger['accepted']} accepted, rejected {ledger['rejected_by_reason']}"
+    return "; ".join([counts, dollars + each, *steps])
 
 
 def _tokens(usages: Sequence[Usage]) -> dict[str, int]:

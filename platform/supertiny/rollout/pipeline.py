@@ -37,8 +37,8 @@ from supertiny.rollout.blocks import finished_files, finished_ids, finished_name
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
-from supertiny.rollout.ledger import LEDGER, check_complete, publish
-from supertiny.rollout.progress import Goal, Tally, watch
+from supertiny.rollout.ledger import LEDGER, add_steps, check_complete, in_one_line, publish
+from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
 from supertiny.rollout_table import from_table, read_table
@@ -62,6 +62,8 @@ def rollout(config: RolloutConfig) -> Artifact:
         BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
     """
     machine_price(config.cost.machine, config.cost.prices)
+    if unpriced := config.endpoints_without_price():
+        log.warning("nobody knows what %s costs: no dollars are counted for it; set its price", " and ".join(unpriced))
     if config.endpoint is not None:
         open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
         return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
@@ -104,15 +106,16 @@ def _finish(
     groups = [made[name] for name in expected_ids if name in made]
     check_complete(groups, expected_ids)
     filtered = filter_groups(groups, config.filters)
-    busy, accepted = sum(row.engine_seconds for row in groups), sum(row.verdict.accepted for row in filtered.rollouts)
+    accepted, steps = sum(row.verdict.accepted for row in filtered.rollouts), add_steps(groups)
     more = {
         "rejected_by_layer": filtered.rejected_by_layer,
         "pass_rates": filtered.pass_rates,
-        "cost": cost(accepted, spending.seconds, busy, config.layout.num_engines, spending.usd_per_hour),
+        "cost": cost(accepted, spending.seconds, steps, config.layout.num_engines, spending.usd_per_hour),
+        "endpoints_without_price": config.endpoints_without_price(),
         "last_attempt": speed,
     }
     ledger = publish(folder, filtered.rollouts, more)
-    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(groups), ledger["accepted"], ledger["rejected_by_reason"])
+    log.info("%s: %s", config.name, in_one_line(ledger))
     return ledger
 
 
@@ -126,6 +129,7 @@ def _generate(
     log.info("%s: %s rollouts to make, %s made before", config.name, len(left), len(finished))
     if not left:
         return {}
+    spending.endpoint_usd = endpoint_usd(finished_files(blocks, done))
     spending.check(0, len(left))
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import NoProgress
+from supertiny.records import StepUsage
 from supertiny.rollout.blocks import block_files, finished_names
 from supertiny.rollout.estimate import estimate, measured_rates
 from supertiny.rollout.spending import Spending
+from supertiny.rollout_table import read_steps
 
 log = logging.getLogger(__name__)
-_COUNTED = ["accepted", "prompt_tokens", "completion_tokens", "engine_seconds"]
+_COUNTED = ["accepted", "reason", "steps"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,10 @@ class Tally:
     seen: set[str] = field(default_factory=set)
     rollouts: int = 0
     accepted: int = 0
-    prompt_tokens: int = 0
-    tokens: int = 0
-    """Completion tokens."""
-    engine_seconds: float = 0.0
+    """Before the filters that need whole groups."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    steps: dict[str, StepUsage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     first_rollouts: int = 0
     first_seen: float = 0.0
@@ -61,22 +66,42 @@ class Tally:
             return self.seconds / self.rollouts
         return (time.monotonic() - self.first_seen) / (self.rollouts - self.first_rollouts)
 
+    @property
+    def total(self) -> StepUsage:
+        """Of all steps."""
+        return sum(self.steps.values(), StepUsage())
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens."""
+        return self.total.usage.completion_tokens
+
     def update(self) -> int:
         """Count the blocks finished since the last call, and return how many they are."""
         new = finished_names(self.done) - self.seen
         for name in new:
             for path in block_files(self.blocks, name):
-                table = pq.read_table(path, columns=_COUNTED, partitioning=None)
-                self.rollouts += table.num_rows
-                accepted, prompt_tokens, tokens, engine_seconds = (sum(table.column(name).to_pylist()) for name in _COUNTED)
-                self.accepted += accepted
-                self.prompt_tokens += prompt_tokens
-                self.tokens += tokens
-                self.engine_seconds += engine_seconds
+                self._count(pq.read_table(path, columns=_COUNTED, partitioning=None))
         self.seen |= new
         if not self.first_rollouts:
             self.first_rollouts, self.first_seen = self.rollouts, time.monotonic()
         return len(new)
+
+    def _count(self, table: pa.Table) -> None:
+        accepted, reasons, steps = (table.column(name).to_pylist() for name in _COUNTED)
+        self.rollouts += table.num_rows
+        self.accepted += sum(accepted)
+        self.rejected.update(reason for reason, kept in zip(reasons, accepted, strict=True) if not kept)
+        for row in map(read_steps, steps):
+            for step, took in row.items():
+                self.steps[step] = self.steps.get(step, StepUsage()) + took
+
+
+def endpoint_usd(files: Sequence[Path]) -> float:
+    """Dollars for the tokens of endpoints in the rows of blocks."""
+    tables = (pq.read_table(path, columns=["steps"], partitioning=None) for path in files)
+    rows = (read_steps(row) for table in tables for row in table.column("steps").to_pylist())
+    return sum(step.endpoint_usd for row in rows for step in row.values())
 
 
 def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -> None:
@@ -86,7 +111,7 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -
         NoProgress: no block was finished for `no_progress_seconds`.
         BudgetExceeded: the budget is spent, or the first prompts show that it will not do.
     """
-    moved, measured = tally.started, False
+    moved, measured, usd_before = tally.started, False, spending.endpoint_usd
     while not wait([written], timeout=goal.log_every_seconds).done:
         if tally.update():
             moved = time.monotonic()
@@ -95,6 +120,7 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -
                 f"no block of rollouts finished for {goal.no_progress_seconds:g} s, {tally.rollouts} of {goal.rollouts} rollouts made; "
                 "are the cluster's CPUs taken by something else? Run it again to go on from here"
             )
+        spending.endpoint_usd = usd_before + tally.total.endpoint_usd
         spending.save()
         _report(tally, goal.rollouts, spending)
         spending.check(tally.rollouts, goal.rollouts)
@@ -106,7 +132,7 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -
 
 
 def _check_estimate(tally: Tally, goal: Goal, spending: Spending) -> None:
-    rates = measured_rates(tally.rollouts, tally.engine_seconds, tally.prompt_tokens, tally.tokens)
+    rates = measured_rates(tally.rollouts, tally.total)
     left = goal.rollouts - tally.rollouts
     if rates is None or not left:
         return

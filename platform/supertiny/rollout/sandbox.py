@@ -21,7 +21,8 @@ from itertools import count
 from threading import Thread
 
 from supertiny.errors import ConfigError, NoProgress
-from supertiny.llm.base import Llm
+from supertiny.llm.base import Llm, pipeline_step
+from supertiny.llm.config import TokenPriceConfig
 from supertiny.records import Completion, Prompt, Verdict
 from supertiny.rollout import wire
 from supertiny.rollout.meter import Clock, Meter
@@ -82,10 +83,11 @@ class Sandbox:
         start: the task and its limits.
         llm: what the pipelines call.
         clock: of the engine under it.
+        price: of its tokens, where it is an endpoint that has one.
     """
 
-    def __init__(self, start: wire.Start, llm: Llm, clock: Clock) -> None:
-        self._start, self._llm, self._clock = start, llm, clock
+    def __init__(self, start: wire.Start, llm: Llm, clock: Clock, price: TokenPriceConfig | None = None) -> None:
+        self._start, self._llm, self._clock, self._price = start, llm, clock, price
         self._rows: dict[int, _Row] = {}
         self._names = count()
         self._runner: asyncio.Task[None] | None = None
@@ -98,7 +100,7 @@ class Sandbox:
             ConfigError: the task cannot be loaded in another process.
             NoProgress: no such process can be started.
         """
-        row = _Row(prompt, Meter(self._llm, self._clock), asyncio.get_running_loop().create_future())
+        row = _Row(prompt, Meter(self._llm, self._clock, price=self._price), asyncio.get_running_loop().create_future())
         name = next(self._names)
         self._rows[name] = row
         if self._process is not None:
@@ -201,7 +203,8 @@ async def _started(process: _Process, task_path: str) -> None:
 
 async def _answer(process: _Process, ask: wire.Ask, meter: Meter) -> None:
     try:
-        reply = wire.Reply(ask.call, value=await getattr(meter, ask.method)(**ask.arguments))
+        with pipeline_step(ask.step):
+            reply = wire.Reply(ask.call, value=await getattr(meter, ask.method)(**ask.arguments))
     except Exception as error:
         reply = wire.Reply(ask.call, error=wire.portable(error))
     wire.send(process.writer, reply)
