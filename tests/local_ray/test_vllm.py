@@ -10,14 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from tiny_model import make_tiny_model
 
+from supertiny.config import TaskConfig
 from supertiny.errors import MissingInput, NoProgress, PromptRefused
-from supertiny.llm.base import Sampling
+from supertiny.llm.base import Sampling, pipeline_step
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
+from supertiny.rollout.config import RolloutConfig
+from supertiny.rollout.ledger import publish
+from supertiny.rollout.meter import Clock, Meter
+from supertiny.rollout.teacher import TeacherActor
+from supertiny.rollout_table import from_table
+from supertiny.tasks.base import load_task
 
 pytestmark = pytest.mark.slow
 EXACT = EngineConfig(dtype="float32", max_model_len=128, max_num_seqs=32, kv_cache_gib=0.1, num_threads=1)
@@ -139,10 +147,132 @@ def test_a_request_that_nobody_waits_for_any_more_leaves_the_engine(llm: VllmLlm
     assert llm.waiting == 0
 
 
-def test_models_built_in_turn_free_their_memory(model: Path, llm: VllmLlm) -> None:
+class Counters:
+    """The engine's own counters; what a class of vLLM's would have for all engines of the process, an instance has for one."""
+
+    def __init__(self) -> None:
+        self.prompt = self.cached = self.generated = self.hits = 0
+
+    def __call__(self, vllm_config: Any, engine_index: int = 0) -> Counters:
+        return self
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0) -> None:
+        """As vLLM's StatLoggerBase; what its Prometheus counters vllm:prompt_tokens, … are fed with."""
+        if scheduler_stats is not None:
+            self.hits += scheduler_stats.prefix_cache_stats.hits
+        if iteration_stats is not None:
+            self.prompt += iteration_stats.prompt_token_stats.total
+            self.cached += iteration_stats.prompt_token_stats.cached_tokens
+            self.generated += iteration_stats.num_generation_tokens
+
+    def log(self) -> None:
+        """Nothing."""
+
+    def log_engine_initialized(self) -> None:
+        """Nothing."""
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def counted(model: Path, llm: VllmLlm) -> Iterator[tuple[VllmLlm, Counters]]:
+    """An engine with a prefix cache, and its own counters."""
+    llm.close()
+    counters = Counters()
+    one = VllmLlm(
+        model, EXACT.model_copy(update={"enable_prefix_caching": True, "max_num_seqs": 4, "max_model_len": 256}), stat_loggers=[counters]
+    )
+    yield one, counters
+    one.close()
+
+
+LONG = [{"role": "user", "content": "turn on the light in the hall and the kitchen " * 4}]
+
+
+def test_usage_is_what_the_engines_own_counters_say_to_the_token(counted: tuple[VllmLlm, Counters]) -> None:
+    llm, counters = counted
+    meter = Meter(llm, Clock())
+
+    async def go() -> None:
+        with pipeline_step("first"):
+            await meter.complete(LONG, sampling=BRIEF)
+        with pipeline_step("many"):
+            await asyncio.gather(
+                meter.complete(LONG, n=6, sampling=HOT),
+                meter.complete(SAY, n=3, sampling=HOT),
+                *(meter.score(LONG, "on") for _ in range(3)),
+            )
+        with pipeline_step("late"):
+            late = [asyncio.ensure_future(meter.complete(LONG, n=6, sampling=Sampling(max_tokens=40))) for _ in range(2)]
+            while llm.waiting < 12:
+                await asyncio.sleep(0)
+                assert not any(each.done() for each in late)
+            while llm.waiting > 10:  # some of the twelve are answered, some have begun and some wait
+                await asyncio.sleep(0.001)
+            late[0].cancel()
+            late[1].cancel()
+            assert [type(each) for each in await asyncio.gather(*late, return_exceptions=True)] == [asyncio.CancelledError] * 2
+        with pipeline_step("last"):
+            await meter.complete(SAY, sampling=BRIEF)
+
+    asyncio.run(go())
+    used = meter.total.usage
+    assert (used.prompt_tokens, used.cached_tokens, used.completion_tokens) == (counters.prompt, counters.cached, counters.generated)
+    assert counters.hits == counters.cached > 0
+    assert meter.steps["many"].usage.calls == 6 + 3 + 3
+    assert meter.steps["late"].usage.calls == 12
+    assert 0 < meter.steps["late"].usage.completion_tokens < 12 * 40
+
+
+def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(counted: tuple[VllmLlm, Counters], tmp_path: Path) -> None:
+    llm, counters = counted
+    before = counters.prompt, counters.cached, counters.generated
+    task = TaskConfig(path="tiny_task:TinyTask", options={"num_prompts": 10, "asked": str(tmp_path / "asked"), "seconds": 0})
+    config = RolloutConfig(task=task)
+    prompts = load_task(task).prompts("train")
+    rows = pa.table(
+        {
+            "rollout_id": [f"{prompt.id}/{index}" for prompt in prompts for index in (0, 1)],
+            "index": [0, 1] * len(prompts),
+            "prompt": [prompt.model_dump_json() for prompt in prompts for _ in (0, 1)],
+        }
+    )
+
+    async def run() -> pa.Table:
+        actor = TeacherActor(lambda: llm, config)
+        try:
+            return await actor(rows)
+        finally:
+            await actor.aclose()
+
+    ledger = publish(tmp_path, from_table(asyncio.run(run()), "test"), {})
+    spent = counters.prompt - before[0], counters.cached - before[1], counters.generated - before[2]
+    assert (ledger["rollouts"], ledger["model_calls"]) == (20, 40)
+    assert (ledger["prompt_tokens"], ledger["cached_tokens"], ledger["completion_tokens"]) == spent
+
+
+def test_every_one_of_n_completions_reads_the_prompt_and_says_what_the_cache_had_of_it(counted: tuple[VllmLlm, Counters]) -> None:
+    llm, counters = counted
+    before = counters.prompt, counters.cached
+    fresh = [{"role": "user", "content": "set the volume to 7 and play music in the kitchen " * 3}]
+    usages = [completion.usage for completion in asyncio.run(llm.complete(fresh, n=6, sampling=HOT))]
+    assert counters.prompt - before[0] == 6 * usages[0].prompt_tokens
+    assert counters.cached - before[1] == sum(usage.cached_tokens for usage in usages)
+    assert len({usage.cached_tokens for usage in usages}) == 2  # the first ones found nothing, the last ones all whole blocks
+
+
+def test_a_seed_draws_other_completions_of_one_prompt_and_the_same_ones_again(counted: tuple[VllmLlm, Counters]) -> None:
+    llm, _ = counted
+    first, again = ([one.text for one in asyncio.run(llm.complete(SAY, n=4, sampling=HOT))] for _ in range(2))
+    assert first == again
+    assert len(set(first)) > 1
+
+
+def test_models_built_in_turn_free_their_memory(model: Path, counted: tuple[VllmLlm, Counters]) -> None:
     import psutil
 
-    llm.close()  # the module's: it has done its work, and closing twice is harmless
+    counted[0].close()  # the module's: it has done its work, and closing twice is harmless
     resident = []
     for _ in range(4):
         one = VllmLlm(model, EXACT)

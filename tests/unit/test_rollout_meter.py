@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supertiny.errors import PromptRefused
-from supertiny.llm.base import Abandoned, pipeline_step
+from supertiny.llm.base import pipeline_step
 from supertiny.llm.config import TokenPriceConfig
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Completion, Message, Usage
@@ -95,7 +95,7 @@ class ImpatientLlm(ScriptedLlm):
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
-            raise Abandoned(Usage(prompt_tokens=2, completion_tokens=1)) from None
+            raise asyncio.CancelledError(Usage(prompt_tokens=2, completion_tokens=1)) from None
         return []
 
 
@@ -104,7 +104,8 @@ def test_a_call_that_nobody_waits_for_any_more_is_paid_for_where_the_engine_says
 
     async def calls() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(meter.complete(LIGHT_ON), 0.01)
+            async with asyncio.timeout(0.01):
+                await meter.complete(LIGHT_ON)
 
     asyncio.run(calls())
     assert meter.total.usage == Usage(prompt_tokens=2, completion_tokens=1)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from supertiny.records import Completion, Message, Tool, TopK, Usage
 
 log = logging.getLogger(__name__)
 DEFAULT_ENGINE = EngineConfig()
+_ABORT_SECONDS = 10.0
+"""That a cancelled call waits for the engine to say what it used: about one step of it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,10 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Abort:
-    request_id: str
+    """`spent` gets what the request had used by then."""
+
+    request: _Request
+    spent: Future[Usage]
 
 
 class VllmLlm:
@@ -49,6 +55,7 @@ class VllmLlm:
 
     Args:
         model_path: a Hugging Face folder: config.json, weights, tokenizer with a chat template.
+        stat_loggers: vLLM's StatLoggerBase classes, which see its own counters; without any it keeps none, which is faster.
 
     Raises:
         MissingInput: no such folder; seen before vLLM is imported.
@@ -56,12 +63,13 @@ class VllmLlm:
         PlanTooBig: fewer devices than `tensor_parallel_size`.
     """
 
-    def __init__(self, model_path: str | Path, engine: EngineConfig = DEFAULT_ENGINE) -> None:
+    def __init__(self, model_path: str | Path, engine: EngineConfig = DEFAULT_ENGINE, stat_loggers: Sequence[Any] = ()) -> None:
         path = Path(model_path).expanduser().absolute()
         if not (path / "config.json").is_file():
             raise MissingInput(f"{path}: no config.json there, so it is no model folder; make the model first or set another path")
         self.failure: BaseException | None = None
         self._config = engine
+        self._stat_loggers = list(stat_loggers)
         self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Request] = {}
         self._progress_at = time.monotonic()
@@ -91,7 +99,6 @@ class VllmLlm:
         prompt_ids = prompt_token_ids(self._tokenizer, messages, tools)
         self._check_length(len(prompt_ids), sampling.max_tokens)
         params = SamplingParams(
-            n=n,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
@@ -103,9 +110,8 @@ class VllmLlm:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
-        answer = await self._submit(prompt_ids, params)
-        cached = min(answer.num_cached_tokens or 0, len(prompt_ids))
-        return [self._completion(output, len(prompt_ids), cached, logprobs) for output in answer.outputs]
+        answers = await self._submit(prompt_ids, _draws(params, n))
+        return [self._completion(answer, logprobs) for answer in answers]
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """A given answer as this model sees it: its tokens, end of turn included, each with the top K tokens, in one prefill."""
@@ -124,12 +130,12 @@ class VllmLlm:
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
-        answer = await self._submit(prompt_ids + answer_ids, params)
+        (answer,) = await self._submit(prompt_ids + answer_ids, [params])
         return Completion(
             text=text,
             token_ids=answer_ids,
             top_k=_top_k(answer.prompt_logprobs, range(len(prompt_ids), len(prompt_ids) + len(answer_ids)), logprobs),
-            usage=Usage(prompt_tokens=len(prompt_ids) + len(answer_ids)),
+            usage=_usage(answer),
         )
 
     def close(self) -> None:
@@ -144,7 +150,8 @@ class VllmLlm:
             limit = self._config.max_model_len
             raise PromptRefused(f"a prompt of {num_tokens} tokens and max_tokens {max_tokens} exceed the engine's max_model_len {limit}")
 
-    def _completion(self, output: Any, prompt_tokens: int, cached_tokens: int, logprobs: int) -> Completion:
+    def _completion(self, answer: Any, logprobs: int) -> Completion:
+        (output,) = answer.outputs
         ids = list(output.token_ids)
         stopped = output.finish_reason == "stop"
         # vLLM gives text only where it had to look for stop strings, and then cuts it there
@@ -154,26 +161,36 @@ class VllmLlm:
             token_ids=ids,
             top_k=_top_k(output.logprobs, range(len(ids)), logprobs) if logprobs else None,
             finish_reason="stop" if stopped else "length",
-            usage=Usage(prompt_tokens=prompt_tokens, cached_tokens=cached_tokens, completion_tokens=len(ids)),
+            usage=_usage(answer),
         )
 
-    async def _submit(self, token_ids: list[int], params: Any) -> Any:
-        self._next_id += 1
-        request = _Request(str(self._next_id), token_ids, params, Future())
+    async def _submit(self, token_ids: list[int], params: Sequence[Any]) -> list[Any]:
+        requests = [_Request(str(self._next_id + at), token_ids, each, Future()) for at, each in enumerate(params)]
+        self._next_id += len(requests)
         if not self._waiting:
             self._progress_at = time.monotonic()
-        self._inbox.put(request)
+        for request in requests:
+            self._inbox.put(request)
         if self.failure is not None:  # looked at after the put: a thread that ends sets it before it empties the inbox
             raise self.failure
-        answer = asyncio.wrap_future(request.future)
+        answers = asyncio.gather(*(asyncio.wrap_future(request.future) for request in requests))
         try:
-            while not answer.done():
-                await asyncio.wait({answer}, timeout=self._config.no_progress_seconds)
-                self._check_progress(answer)
+            while not answers.done():
+                await asyncio.wait({answers}, timeout=self._config.no_progress_seconds)
+                self._check_progress(answers)
         except asyncio.CancelledError:
-            self._inbox.put(_Abort(request.request_id))
-            raise
-        return answer.result()
+            answers.add_done_callback(asyncio.Future.exception)  # nobody waits for what they fail with
+            raise asyncio.CancelledError(await self._abort(requests)) from None
+        return answers.result()
+
+    async def _abort(self, requests: Sequence[_Request]) -> Usage:
+        """What requests that nobody waits for any more have used; the engine forgets them."""
+        aborts = [_Abort(request, Future()) for request in requests]
+        for abort in aborts:
+            self._inbox.put(abort)
+        if self.failure is None:
+            await asyncio.wait({asyncio.wrap_future(abort.spent) for abort in aborts}, timeout=_ABORT_SECONDS)
+        return sum((abort.spent.result() for abort in aborts if abort.spent.done()), Usage(calls=0))
 
     def _check_progress(self, answer: asyncio.Future[Any]) -> None:
         silent = time.monotonic() - self._progress_at
@@ -185,7 +202,7 @@ class VllmLlm:
 
     def _run(self, path: Path, built: Future[Any]) -> None:
         try:
-            engine = _build(path, self._config)
+            engine = _build(path, self._config, self._stat_loggers)
         except BaseException as error:
             built.set_exception(error)
             return
@@ -217,8 +234,11 @@ class VllmLlm:
 
     def _take(self, engine: Any, item: _Request | _Abort) -> None:
         if isinstance(item, _Abort):
-            if self._waiting.pop(item.request_id, None):
-                engine.abort_request([item.request_id])
+            if self._waiting.pop(item.request.request_id, None) is None:  # answered or refused meanwhile
+                item.spent.set_result(_spent(item.request))
+            else:
+                item.spent.set_result(_spent_so_far(engine.output_processor, item.request.request_id))
+                engine.abort_request([item.request.request_id])
             return
         self._waiting[item.request_id] = item
         try:
@@ -234,10 +254,46 @@ class VllmLlm:
             item = self._inbox.get()
             if isinstance(item, _Request):
                 requests.append(item)
+            elif isinstance(item, _Abort):
+                item.spent.set_result(_spent(item.request))
         self._waiting.clear()
         for request in requests:
             if not request.future.done():
                 request.future.set_exception(error)
+
+
+def _draws(params: Any, n: int) -> list[Any]:
+    """Parameters for each of `n` requests, as vLLM makes them of one that asks for `n`, which tells the cached tokens of one alone."""
+    draws = [copy(params) for _ in range(n)]
+    for at, draw in enumerate(draws):
+        draw.seed = None if params.seed is None else params.seed + at
+    return draws
+
+
+def _usage(answer: Any) -> Usage:
+    """What one request used, as vLLM's own counters have it: the token that a scoring draws and drops is counted too."""
+    return Usage(
+        prompt_tokens=len(answer.prompt_token_ids),
+        cached_tokens=answer.num_cached_tokens or 0,
+        completion_tokens=len(answer.outputs[0].token_ids),
+    )
+
+
+def _spent(request: _Request) -> Usage:
+    """What a request used that the engine has no more; nothing where it failed or was never begun."""
+    answered = request.future.done() and request.future.exception() is None
+    return _usage(request.future.result()) if answered else Usage(calls=0)
+
+
+def _spent_so_far(processor: Any, request_id: str) -> Usage:
+    """What a request in the engine has used, by vLLM's own state of it; a prompt counts once it is read to its end."""
+    (name,) = processor.external_req_ids[request_id]
+    state = processor.request_states[name]
+    if state.is_prefilling:
+        return Usage()
+    return Usage(
+        prompt_tokens=state.prompt_len, cached_tokens=state.num_cached_tokens, completion_tokens=state.detokenizer.num_output_tokens()
+    )
 
 
 def _top_k(flat: Any, positions: range, k: int) -> TopK:
@@ -249,7 +305,7 @@ def _top_k(flat: Any, positions: range, k: int) -> TopK:
     )
 
 
-def _build(path: Path, config: EngineConfig) -> Any:
+def _build(path: Path, config: EngineConfig, stat_loggers: list[Any]) -> Any:
     """An `LLMEngine` whose core runs in this process. Called in the thread that will step it: OpenMP's settings are a thread's."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -280,9 +336,10 @@ def _build(path: Path, config: EngineConfig) -> Any:
             tensor_parallel_size=config.tensor_parallel_size,
             enforce_eager=config.enforce_eager,
             max_logprobs=-1,
-            disable_log_stats=True,
+            disable_log_stats=not stat_loggers,
             use_tqdm_on_load=False,
-        )
+        ),
+        stat_loggers=stat_loggers,
     )
     log.info("%s: engine ready in %.1f s", path.name, time.monotonic() - started)
     return engine

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from supertiny.llm.base import Abandoned, Llm, current_step
+from supertiny.llm.base import Llm, current_step, spent
 from supertiny.llm.config import TokenPriceConfig
 from supertiny.records import Completion, StepUsage, Usage
 
@@ -75,8 +76,8 @@ class Meter:
         try:
             answer = await call
             usage = sum((completion.usage for completion in completions(answer)), usage)
-        except Abandoned as error:
-            usage = error.usage
+        except asyncio.CancelledError as error:
+            usage = spent(error)
             raise
         finally:
             usd = self.price.usd(usage) if self.price else 0.0

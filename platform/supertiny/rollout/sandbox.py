@@ -33,6 +33,7 @@ MOST_ATTEMPTS = 3
 """Of a row whose process ends while nobody's code was running; so that every row comes to an end."""
 _TRACE_BYTES = 20_000
 _LAST_WORDS_SECONDS = 1.0
+_LAST_CALLS_SECONDS = 15.0
 
 
 @dataclass
@@ -50,6 +51,8 @@ class _Row:
     meter: Meter
     solved: asyncio.Future[tuple[Completion, Verdict]]
     attempts: int = 1
+    calls: set[asyncio.Task[None]] = field(default_factory=set)
+    """Under way."""
 
 
 @dataclass
@@ -111,6 +114,7 @@ class Sandbox:
             completion, verdict = await row.solved
         finally:
             self._rows.pop(name, None)
+            await _end_calls(row)
         return Solution(completion, verdict, row.meter)
 
     async def aclose(self) -> None:
@@ -167,8 +171,10 @@ class Sandbox:
             if call := process.calls.get(message.call):
                 call.cancel()
         elif message.row in self._rows:
-            call = asyncio.create_task(_answer(process, message, self._rows[message.row].meter))
-            process.calls[message.call] = call
+            row = self._rows[message.row]
+            call = process.calls[message.call] = asyncio.create_task(_answer(process, message, row.meter))
+            row.calls.add(call)
+            call.add_done_callback(row.calls.discard)
             call.add_done_callback(lambda _: process.calls.pop(message.call, None))
 
     def _settle(self, name: int, completion: Completion, verdict: Verdict) -> None:
@@ -190,6 +196,14 @@ class Sandbox:
             if row.attempts > MOST_ATTEMPTS:
                 evidence = f"the process of the pipelines ended {MOST_ATTEMPTS} times while this row was in it, last {_ended(death.status)}"
                 self._settle(name, Completion(text=""), rejected("crashed", evidence))
+
+
+async def _end_calls(row: _Row) -> None:
+    """End a row's calls that nobody waits for, so that its meter has all that they used."""
+    for call in row.calls:
+        call.cancel()
+    if row.calls:
+        await asyncio.wait(set(row.calls), timeout=_LAST_CALLS_SECONDS)
 
 
 async def _started(process: _Process, task_path: str) -> None:
