@@ -20,7 +20,7 @@ def write_block(folder: Path, name: str, ids: list[str], *, pending: bool = Fals
     for part in ("blocks", "done"):
         (folder / part).mkdir(exist_ok=True)
     step = StepUsage(usage=Usage(prompt_tokens=10, completion_tokens=3), engine_seconds=0.5, endpoint_usd=usd)
-    columns = {"accepted": not reason, "reason": reason, "steps": json.dumps({"answer": step.model_dump()})}
+    columns = {"accepted": not reason, "reason": reason, "seconds": 2.0, "steps": json.dumps({"answer": step.model_dump()})}
     rows = {"rollout_id": ids, **{name: [value] * len(ids) for name, value in columns.items()}}
     pq.write_table(pa.table(rows), folder / "blocks" / f"{name}-0.parquet")
     pq.write_table(pa.table({"rollout_id": ids}), folder / "done" / f"{name}{'.pending' if pending else ''}.parquet")

@@ -132,7 +132,7 @@ def watched(folder: Path, money: Spending, *, rollouts: int, measured: int, no_p
     goal = Goal(
         rollouts=rollouts, measured_rollouts=measured, num_engines=1, log_every_seconds=0.05, no_progress_seconds=no_progress_seconds
     )
-    watch(Future(), Tally(folder / "blocks", folder / "done"), goal, money)
+    watch(Future(), Tally(folder / "blocks", folder / "done"), goal, money, lambda *_: None)
 
 
 def test_a_job_stops_after_the_first_prompts_if_the_others_are_too_dear(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -38,6 +38,7 @@ from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.ledger import LEDGER, add_steps, check_complete, in_one_line, publish
+from supertiny.rollout.metrics import RayMetrics
 from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
@@ -146,7 +147,7 @@ def _generate(
     seen = finished_names(done)
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
     tally = Tally(blocks, done, seen=seen)
-    watch(written, tally, _goal(config, len(left)), spending)
+    watch(written, tally, _goal(config, len(left)), spending, RayMetrics(config.name).tell)
     spending.save()
     if finished_ids(done) != {row[0] for row in rows}:
         raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")

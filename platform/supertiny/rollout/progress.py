@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,9 @@ from supertiny.rollout.spending import Spending
 from supertiny.rollout_table import read_steps
 
 log = logging.getLogger(__name__)
-_COUNTED = ["accepted", "reason", "steps"]
+_COUNTED = ["accepted", "reason", "steps", "seconds"]
+Tell = Callable[["Tally", Spending, int], None]
+"""Is told how a rollout stands, and how many rollouts this attempt makes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     """By reason."""
     steps: dict[str, StepUsage] = field(default_factory=dict)
+    row_seconds: list[float] = field(default_factory=list)
+    """Of rollouts that nobody has taken yet."""
     started: float = field(default_factory=time.monotonic)
     first_rollouts: int = 0
     first_seen: float = 0.0
@@ -76,6 +80,15 @@ class Tally:
         """Completion tokens."""
         return self.total.usage.completion_tokens
 
+    def seconds_left(self, total: int) -> float:
+        """Until `total` rollouts of this attempt are made, at the speed so far."""
+        return self.seconds_a_rollout * (total - self.rollouts)
+
+    def take_row_seconds(self) -> list[float]:
+        """How long each rollout took that was counted since the last time."""
+        taken, self.row_seconds = self.row_seconds, []
+        return taken
+
     def update(self) -> int:
         """Count the blocks finished since the last call, and return how many they are."""
         new = finished_names(self.done) - self.seen
@@ -88,9 +101,10 @@ class Tally:
         return len(new)
 
     def _count(self, table: pa.Table) -> None:
-        accepted, reasons, steps = (table.column(name).to_pylist() for name in _COUNTED)
+        accepted, reasons, steps, seconds = (table.column(name).to_pylist() for name in _COUNTED)
         self.rollouts += table.num_rows
         self.accepted += sum(accepted)
+        self.row_seconds += seconds
         self.rejected.update(reason for reason, kept in zip(reasons, accepted, strict=True) if not kept)
         for row in map(read_steps, steps):
             for step, took in row.items():
@@ -104,8 +118,11 @@ def endpoint_usd(files: Sequence[Path]) -> float:
     return sum(step.endpoint_usd for row in rows for step in row.values())
 
 
-def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -> None:
+def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending, tell: Tell) -> None:
     """Wait until everything is written, with a line in the log now and then; what the writer raised, this raises.
+
+    Args:
+        tell: is told as often as the log, and at the end.
 
     Raises:
         NoProgress: no block was finished for `no_progress_seconds`.
@@ -123,12 +140,15 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -
         spending.endpoint_usd = usd_before + tally.total.endpoint_usd
         spending.save()
         _report(tally, goal.rollouts, spending)
+        tell(tally, spending, goal.rollouts)
         spending.check(tally.rollouts, goal.rollouts)
         if not measured and tally.rollouts >= goal.measured_rollouts:
             measured = True
             _check_estimate(tally, goal, spending)
     written.result()
     tally.update()
+    spending.endpoint_usd = usd_before + tally.total.endpoint_usd
+    tell(tally, spending, goal.rollouts)
 
 
 def _check_estimate(tally: Tally, goal: Goal, spending: Spending) -> None:
@@ -148,7 +168,7 @@ def _report(tally: Tally, total: int, spending: Spending) -> None:
     if not tally.rollouts:
         log.info("0/%s rollouts after %.0f s: the engine is starting, or still at its first block", total, tally.seconds)
         return
-    left = tally.seconds_a_rollout * (total - tally.rollouts)
+    left = tally.seconds_left(total)
     share, speed = tally.accepted / tally.rollouts, tally.tokens / tally.rollouts / tally.seconds_a_rollout
     log.info(
         "%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, $%.3g so far, %.0f s left",
