@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ class Sampling(Record):
     max_tokens: int = Field(256, gt=0)
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    json_schema: dict[str, Any] | None = None
+    """The completion is JSON that this schema takes, such as `supertiny.tasks.calls.call_schema` of the tools; None leaves it free."""
 
 
 GREEDY = Sampling()

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supertiny.errors import ConfigError, MissingInput, NoProgress, PlanTooBig, PromptRefused
+from supertiny.errors import NoProgress, PromptRefused
 from supertiny.llm.base import GREEDY, Sampling
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
+from supertiny.llm.devices import prepare_devices
+from supertiny.llm.folders import check_folders, lora_rank
 from supertiny.records import Completion, Message, Tool, TopK, Usage
 
 log = logging.getLogger(__name__)
@@ -51,21 +53,22 @@ class VllmLlm:
         model_path: a Hugging Face folder: config.json, weights, tokenizer with a chat template.
 
     Raises:
-        MissingInput: no such folder; seen before vLLM is imported.
-        ConfigError: `num_threads` where there is a GPU.
-        PlanTooBig: fewer devices than `tensor_parallel_size`.
+        MissingInput: no such folder, or not the adapter's; seen before vLLM is imported.
+        ConfigError: the model cannot be split so, vLLM runs no such adapter, or a setting is for a GPU or for a CPU and this machine has
+            the other.
+        PlanTooBig: fewer devices, or on a CPU cores, than the engine has workers.
     """
 
     def __init__(self, model_path: str | Path, engine: EngineConfig = DEFAULT_ENGINE) -> None:
         path = Path(model_path).expanduser().absolute()
-        if not (path / "config.json").is_file():
-            raise MissingInput(f"{path}: no config.json there, so it is no model folder; make the model first or set another path")
+        check_folders(path, engine)
         self.failure: BaseException | None = None
         self._config = engine
         self._inbox: queue.SimpleQueue[_Request | _Abort | None] = queue.SimpleQueue()
         self._waiting: dict[str, _Request] = {}
         self._progress_at = time.monotonic()
         self._next_id = 0
+        self._adapter: Any = None
         built: Future[Any] = Future()
         self._thread = threading.Thread(target=self._run, args=(path, built), name=f"vllm-{path.name}", daemon=True)
         self._thread.start()
@@ -83,10 +86,11 @@ class VllmLlm:
 
         Raises:
             PromptRefused: the prompt leaves no room for `max_tokens`.
+            ValueError: vLLM refuses `sampling`, such as a JSON schema that it has no grammar for.
             NoProgress: nothing came out of the engine for `no_progress_seconds`.
         """
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         prompt_ids = prompt_token_ids(self._tokenizer, messages, tools)
         self._check_length(len(prompt_ids), sampling.max_tokens)
@@ -100,6 +104,7 @@ class VllmLlm:
             logprobs=logprobs or None,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),
+            structured_outputs=StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema is not None else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
@@ -189,6 +194,7 @@ class VllmLlm:
         except BaseException as error:
             built.set_exception(error)
             return
+        self._adapter = _adapter(self._config)
         built.set_result(engine.get_tokenizer())
         try:
             self._step_until_closed(engine)
@@ -222,7 +228,8 @@ class VllmLlm:
             return
         self._waiting[item.request_id] = item
         try:
-            engine.add_request(item.request_id, {"type": "token", "prompt_token_ids": item.token_ids}, item.params)
+            prompt = {"type": "token", "prompt_token_ids": item.token_ids}
+            engine.add_request(item.request_id, prompt, item.params, lora_request=self._adapter)
         except ValueError as error:  # this request is wrong; the engine is not
             self._waiting.pop(item.request_id).future.set_exception(error)
 
@@ -253,36 +260,45 @@ def _build(path: Path, config: EngineConfig) -> Any:
     """An `LLMEngine` whose core runs in this process. Called in the thread that will step it: OpenMP's settings are a thread's."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    import torch
-    from torch._C import set_num_threads  # vLLM replaces torch.set_num_threads by a warning
-
-    has_gpu = torch.cuda.is_available()
-    if config.num_threads is not None:
-        if has_gpu:
-            raise ConfigError("engine.num_threads is for CPUs and this machine has a GPU; leave it out")
-        set_num_threads(config.num_threads)
-    if has_gpu and torch.cuda.device_count() < config.tensor_parallel_size:
-        raise PlanTooBig(f"engine.tensor_parallel_size {config.tensor_parallel_size}; visible GPUs: {torch.cuda.device_count()}")
+    prepare_devices(config)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     started = time.monotonic()
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(path),
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_seqs, min(config.max_num_batched_tokens, config.max_num_seqs * config.max_model_len)),
-            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-            enable_prefix_caching=config.enable_prefix_caching,
-            block_size=config.block_size,
-            tensor_parallel_size=config.tensor_parallel_size,
-            enforce_eager=config.enforce_eager,
-            max_logprobs=-1,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-        )
-    )
+    engine = LLMEngine.from_engine_args(EngineArgs(model=str(path), **engine_arguments(config)))
     log.info("%s: engine ready in %.1f s", path.name, time.monotonic() - started)
     return engine
+
+
+def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+    """vLLM's `EngineArgs` of an engine, but for the model."""
+    arguments: dict[str, Any] = {
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_num_seqs, min(config.max_num_batched_tokens, config.max_num_seqs * config.max_model_len)),
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "block_size": config.block_size,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
+        "distributed_executor_backend": "mp" if config.num_workers > 1 else None,  # never Ray's: the actor holds all the GPUs
+        "enforce_eager": config.enforce_eager,
+        "max_logprobs": -1,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if config.gpu_memory_utilization is not None:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    if config.adapter is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(Path(config.adapter))}
+    return arguments
+
+
+def _adapter(config: EngineConfig) -> Any:
+    """vLLM's name for the adapter that every request goes through; None where there is none."""
+    if config.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=config.adapter)

@@ -29,14 +29,17 @@ from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.cost import machine_price
-from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
+from supertiny.errors import ConfigError, CorruptArtifact, SupertinyError
+from supertiny.llm.folders import check_folders
 from supertiny.llm.http import HttpLlm
+from supertiny.llm.scripted import ScriptedLlm
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt, Rollout
 from supertiny.rollout.blocks import finished_files, finished_ids, finished_names
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
+from supertiny.rollout.fit import engines_that_fit
 from supertiny.rollout.ledger import LEDGER, check_complete, publish
 from supertiny.rollout.progress import Goal, Tally, watch
 from supertiny.rollout.spending import Spending
@@ -57,6 +60,7 @@ def rollout(config: RolloutConfig) -> Artifact:
 
     Raises:
         MissingInput: the teacher is not there.
+        ConfigError: the teacher's model cannot be split as its engine says, or vLLM runs no such adapter.
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
         BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
@@ -65,7 +69,11 @@ def rollout(config: RolloutConfig) -> Artifact:
     if config.endpoint is not None:
         open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
         return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
+    if config.scripted is not None:
+        open_llm = partial(ScriptedLlm.from_config, config.scripted)
+        return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
     teacher = open_artifact(config.teacher, config.run_root, "model")
+    check_folders(teacher.path, config.engine)
     open_llm = partial(VllmLlm, str(teacher.path), config.engine)
     return make(config, "rollouts", {"teacher": teacher}, lambda folder: _build(config, open_llm, folder))
 
@@ -108,7 +116,7 @@ def _finish(
     more = {
         "rejected_by_layer": filtered.rejected_by_layer,
         "pass_rates": filtered.pass_rates,
-        "cost": cost(accepted, spending.seconds, busy, config.layout.num_engines, spending.usd_per_hour),
+        "cost": cost(accepted, spending.seconds, busy, config.layout.num_engines[1], spending.usd_per_hour),
         "last_attempt": speed,
     }
     ledger = publish(folder, filtered.rollouts, more)
@@ -129,7 +137,7 @@ def _generate(
     spending.check(0, len(left))
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    num_engines = check_fits(config.layout)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else ours is lost on the way from the actor
@@ -142,7 +150,7 @@ def _generate(
     seen = finished_names(done)
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
     tally = Tally(blocks, done, seen=seen)
-    watch(written, tally, _goal(config, len(left)), spending)
+    watch(written, tally, _goal(config, len(left), num_engines), spending)
     spending.save()
     if finished_ids(done) != {row[0] for row in rows}:
         raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
@@ -150,12 +158,12 @@ def _generate(
     return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
 
 
-def _goal(config: RolloutConfig, rollouts: int) -> Goal:
+def _goal(config: RolloutConfig, rollouts: int, num_engines: int) -> Goal:
     layout = config.layout
     return Goal(
         rollouts=rollouts,
         measured_rollouts=MEASURED_PROMPTS * config.group_size,
-        num_engines=layout.num_engines,
+        num_engines=num_engines,
         log_every_seconds=layout.log_every_seconds,
         no_progress_seconds=layout.no_progress_seconds,
     )
@@ -163,6 +171,7 @@ def _goal(config: RolloutConfig, rollouts: int) -> Goal:
 
 def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:
     layout = config.layout
+    fewest, most = layout.num_engines
     return (
         ray.data.read_parquet(str(rows))
         .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
@@ -171,7 +180,9 @@ def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.D
             fn_constructor_args=(open_llm, config),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=layout.num_engines, max_concurrent_calls_per_actor=layout.blocks_in_flight),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=fewest, max_size=most, max_concurrent_calls_per_actor=layout.blocks_in_flight
+            ),  # Ray Data's default restarts an actor that died, and calls it again with the block that it had
             num_cpus=layout.cpus_per_engine,
             num_gpus=layout.gpus_per_engine,
         )
@@ -210,16 +221,10 @@ def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
     return folder
 
 
-def check_fits(layout: LayoutConfig, resources: dict[str, float]) -> None:
-    """Check that a cluster holds the engines and, beside them, one CPU for Ray Data's own tasks.
-
-    Raises:
-        PlanTooBig: it does not.
-    """
-    needs = {"CPU": layout.num_engines * layout.cpus_per_engine + 1, "GPU": layout.num_engines * layout.gpus_per_engine}
-    for name, need in needs.items():
-        if need > resources.get(name, 0):
-            raise PlanTooBig(f"rollout needs {need:g} {name}s ({layout.num_engines} engines), the cluster has {resources.get(name, 0):g}")
+def check_fits(layout: LayoutConfig) -> int:
+    """How many engines will run on this driver's cluster; raises as `engines_that_fit`."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return engines_that_fit(layout, [node["Resources"] for node in nodes if node["Alive"]])
 
 
 class _RowsChosenBefore(IdColumnCheckpointManager):
