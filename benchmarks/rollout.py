@@ -1,7 +1,7 @@
 """Rows a second of a rollout against raw vLLM, and with 1, 2 and 4 engines side by side.
 
     python benchmarks/rollout.py                                          # on two cores some ten minutes
-    python benchmarks/rollout.py --part scaling --rows 128 --runs 1       # a quick look at the graph alone
+    python benchmarks/rollout.py --part scaling --rows 320 --runs 1       # a quick look at the graph alone
 
 **Engines.** The same prompts, tokens of output, model and engine settings, one OpenMP thread an engine, on the same machine:
 
@@ -116,7 +116,7 @@ def num_tokens(at: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("engines", "scaling"), help="default: both")
-    parser.add_argument("--rows", type=int, default=None, help="of the large model (48), and for one scripted engine (768)")
+    parser.add_argument("--rows", type=int, default=None, help="of the large model (48), and for one scripted engine (640)")
     parser.add_argument("--runs", type=int, default=3, help="of each (default: %(default)s)")
     parser.add_argument("--measure", choices=(*SYSTEMS, "scripted"), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -130,7 +130,7 @@ def main() -> None:
         if arguments.part != "scaling":
             ratios |= compare_engines(Path(folder), arguments.rows or 48, arguments.runs)
         if arguments.part != "engines":
-            ratios |= compare_replicas(Path(folder), arguments.rows or 768, arguments.runs)
+            ratios |= compare_replicas(Path(folder), arguments.rows or 640, arguments.runs)
     print(json.dumps(ratios))
 
 
@@ -319,7 +319,7 @@ def scripted_rollout(root: Path, name: str, rows: int, replicas: int) -> Run:
         task=TaskConfig(path="rollout:OneCall", options={"num_prompts": rows}),
         scripted=SCRIPTED,
         group_size=1,
-        layout=LayoutConfig(num_engines=(replicas, replicas), cpus_per_engine=CPUS_OF_A_NODE, block_rows=16, blocks_in_flight=6),
+        layout=LayoutConfig(num_engines=(replicas, replicas), cpus_per_engine=CPUS_OF_A_NODE, block_rows=64, blocks_in_flight=3),
     )
     finished: dict[str, float] = {}
     ended = Event()
