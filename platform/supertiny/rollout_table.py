@@ -81,6 +81,24 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     pq.write_table(to_table(rollouts), path, compression="zstd")
 
 
+class TableWriter:
+    """A Parquet file of rollouts as `write_rollouts` makes it, written part by part; a context manager, which closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+
+    def write(self, rollouts: Sequence[Rollout]) -> None:
+        """Add rows; raises as `write_rollouts`."""
+        if rollouts:
+            self._file.write_table(to_table(rollouts))
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
 def read_table(path: Path) -> pa.Table:
     """A rollout table as it is stored.
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rollout_jobs import start_job, wait_for_blocks
 from tiny_model import make_tiny_model
 
 from supertiny.artifacts import open_artifact
@@ -43,28 +41,6 @@ blocks_in_flight = 1
 no_progress_seconds = 120
 log_every_seconds = 1
 """
-
-
-def start_job(checkout: Path, config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """`jobs/rollout.py` with a Ray of its own, of as many logical CPUs as the machine has cores."""
-    path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    command = [sys.executable, str(checkout / "jobs" / "rollout.py"), "--config", str(config)]
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": "local"}, stdout=file, stderr=file, start_new_session=True
-        )
-
-
-def wait_for_blocks(job: subprocess.Popen[bytes], root: Path, num_rows: int) -> set[str]:
-    """Ids in finished blocks once there are `num_rows` of them."""
-    for _ in range(1200):
-        done = next(root.glob(".rollouts.*.partial/.done"), None)
-        ids = finished_ids(done) if done else set()
-        if len(ids) >= num_rows:
-            return ids
-        assert job.poll() is None, "the job ended before it could be killed"
-        time.sleep(0.1)
-    raise AssertionError("no blocks within two minutes")
 
 
 @pytest.mark.ray

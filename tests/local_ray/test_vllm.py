@@ -21,7 +21,7 @@ from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
 from supertiny.rollout.config import RolloutConfig
-from supertiny.rollout.ledger import publish
+from supertiny.rollout.ledger import write_tables
 from supertiny.rollout.meter import Clock, Meter
 from supertiny.rollout.teacher import TeacherActor
 from supertiny.rollout_table import from_table
@@ -246,7 +246,7 @@ def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(cou
         finally:
             await actor.aclose()
 
-    ledger = publish(tmp_path, from_table(asyncio.run(run()), "test"), {})
+    ledger = write_tables(tmp_path, [from_table(asyncio.run(run()), "test")])
     spent = counters.prompt - before[0], counters.cached - before[1], counters.generated - before[2]
     assert (ledger["rollouts"], ledger["model_calls"]) == (20, 40)
     assert (ledger["prompt_tokens"], ledger["cached_tokens"], ledger["completion_tokens"]) == spent

@@ -130,6 +130,13 @@ def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endp
     ]
 
 
+def test_a_schema_for_the_answer_is_sent_as_the_response_format(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("{}")]
+    ask(quick(url), sampling=Sampling(json_schema={"type": "object"}))
+    expected = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True}}
+    assert endpoint.bodies[0]["response_format"] == expected
+
+
 def test_tool_calls_become_text_in_the_students_format(endpoint: Endpoint, url: str) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "set_light", "arguments": '{"room": "hall"}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}

@@ -16,7 +16,7 @@ from supertiny.errors import CorruptArtifact
 from supertiny.records import Call, Completion, Judgement, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.config import FiltersConfig
 from supertiny.rollout.filters import filter_groups, majority
-from supertiny.rollout.ledger import check_complete, publish
+from supertiny.rollout.ledger import check_complete, publish, write_tables
 from supertiny.rollout_table import read_rejected, read_rollouts
 from supertiny.tasks.calls import render
 
@@ -194,7 +194,7 @@ def test_the_order_of_the_prompts_decides_nothing(groups: list[list[list[Call] |
 
 def test_the_ledger_adds_up_and_the_tables_hold_what_it_says(tmp_path: Path) -> None:
     rollouts = group([ON, None, ON], reference=ON) + group([[], None], prompt_id="q", reference=[], slice_name="out_of_scope")
-    ledger = publish(tmp_path, rollouts, {"last_attempt": {"seconds": 1.5}})
+    ledger = publish(tmp_path, write_tables(tmp_path, [rollouts]), {"last_attempt": {"seconds": 1.5}})
     assert ledger == json.loads((tmp_path / "ledger.json").read_text())
     assert ledger["last_attempt"] == {"seconds": 1.5}
     assert (ledger["prompts"], ledger["rollouts"], ledger["accepted"], ledger["rejected"]) == (2, 5, 3, 2)
@@ -213,11 +213,23 @@ def test_the_ledger_adds_up_and_the_tables_hold_what_it_says(tmp_path: Path) -> 
     ],
 )
 def test_a_lost_or_doubled_rollout_is_named(kept: list[int], message: str) -> None:
-    rollouts = group([ON, ON, ON])
+    ids = ["p/0", "p/1", "p/2"]
     with pytest.raises(CorruptArtifact, match=message):
-        check_complete([rollouts[at] for at in kept], [rollout.rollout_id for rollout in rollouts])
+        check_complete([ids[at] for at in kept], ids)
 
 
 def test_a_rollout_that_nobody_asked_for_is_named() -> None:
     with pytest.raises(CorruptArtifact, match=r"1 not asked for \(p/1\)"):
-        check_complete(group([ON, ON]), ["p/0"])
+        check_complete(["p/0", "p/1"], ["p/0"])
+
+
+def test_a_ledger_of_several_parts_is_that_of_the_whole(tmp_path: Path) -> None:
+    parts = [group([ON, None, OFF], prompt_id=f"p{at}", reference=ON if at % 2 else OFF, slice_name=f"s{at % 3}") for at in range(6)]
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = write_tables(tmp_path / "whole", [[rollout for part in parts for rollout in part]])
+    by_parts = write_tables(tmp_path / "parts", parts)
+    assert by_parts == whole | {"engine_seconds": pytest.approx(whole["engine_seconds"])}
+    assert list(by_parts) == list(whole)
+    for read in (read_rollouts, read_rejected):
+        assert read(tmp_path / "parts") == read(tmp_path / "whole")

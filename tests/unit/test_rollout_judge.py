@@ -16,7 +16,7 @@ from supertiny.records import Message, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.judge import judge, judge_messages, read_score, with_judgement
-from supertiny.rollout.ledger import publish
+from supertiny.rollout.ledger import write_tables
 from supertiny.rollout.teacher import TeacherActor
 from supertiny.rollout_table import from_table, read_rejected, read_rollouts
 
@@ -127,7 +127,7 @@ def test_a_judge_that_answers_nonsense_or_cannot_answer_rejects_the_row_with_its
     result = filter_groups(made, RolloutConfig().filters)
     assert (result.rejected_by_layer["verdict"], result.rejected_by_layer["judge"]) == (1, 2)
 
-    ledger = publish(tmp_path, result.rollouts, {})
+    ledger = write_tables(tmp_path, [result.rollouts])
     assert [row.verdict.judgement for row in read_rollouts(tmp_path)] == [made[0].verdict.judgement]
     bad = read_rejected(tmp_path)[0].verdict.judgement
     assert bad is not None

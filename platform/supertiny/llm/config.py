@@ -28,13 +28,36 @@ class EngineConfig(Config):
     block_size: int = Field(32, ge=16)
     """Tokens of one block of keys and values; on a CPU a multiple of 32."""
     tensor_parallel_size: int = Field(1, gt=0)
-    """Devices that one model is split over."""
+    """Workers that every layer is split over, each a GPU, or on a CPU a process; it has to divide the model's attention heads."""
+    pipeline_parallel_size: int = Field(1, gt=0)
+    """Groups of such workers, each with some of the layers. All workers of an engine are on one node."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of each GPU's memory that must be free at the start (vLLM's own word); None leaves vLLM's 0.92, so set it where engines share a
+    GPU. How much is taken depends on the weights and `kv_cache_gib`. Refused on a CPU."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter, as PEFT writes it, that every request goes through. An artifact's key knows its path and not its files."""
     num_threads: int | None = Field(None, gt=0)
     """OpenMP threads of the engine on a CPU; None leaves the process's own number. Refused where there is a GPU."""
     enforce_eager: bool = True
     """Run as written instead of compiling; starts faster, and the faster of the two for models of a few million parameters."""
     no_progress_seconds: float = Field(300.0, gt=0)
     """Requests waiting and none finished for this long: the engine is given up with NoProgress."""
+
+    @property
+    def num_workers(self) -> int:
+        """Devices, or on a CPU processes, that one engine takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class ScriptedConfig(Config):
+    """A fake engine that answers the same to everything, to measure what is around an engine."""
+
+    answer: str = "I cannot do that."
+    """Its answer."""
+    delay_seconds: float = Field(0.0, ge=0)
+    """How long a call takes."""
+    max_num_seqs: int = Field(256, gt=0)
+    """Calls under way together, others wait: an engine answers at most `max_num_seqs / delay_seconds` of them a second."""
 
 
 class TokenPriceConfig(Config):

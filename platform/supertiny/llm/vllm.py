@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supertiny.errors import ConfigError, MissingInput, NoProgress, PlanTooBig, PromptRefused
+from supertiny.errors import NoProgress, PromptRefused
 from supertiny.llm.base import GREEDY, Sampling
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
+from supertiny.llm.devices import prepare_devices
+from supertiny.llm.folders import check_folders, lora_rank
+from supertiny.llm.usage import spent_so_far, usage_of
 from supertiny.records import Completion, Message, Tool, TopK, Usage
 
 log = logging.getLogger(__name__)
@@ -58,15 +61,15 @@ class VllmLlm:
         stat_loggers: vLLM's StatLoggerBase classes, which see its own counters; without any it keeps none, which is faster.
 
     Raises:
-        MissingInput: no such folder; seen before vLLM is imported.
-        ConfigError: `num_threads` where there is a GPU.
-        PlanTooBig: fewer devices than `tensor_parallel_size`.
+        MissingInput: no such folder, or not the adapter's; seen before vLLM is imported.
+        ConfigError: the model cannot be split so, vLLM runs no such adapter, or a setting is for a GPU or for a CPU and this machine has
+            the other.
+        PlanTooBig: fewer devices, or on a CPU cores, than the engine has workers.
     """
 
     def __init__(self, model_path: str | Path, engine: EngineConfig = DEFAULT_ENGINE, stat_loggers: Sequence[Any] = ()) -> None:
         path = Path(model_path).expanduser().absolute()
-        if not (path / "config.json").is_file():
-            raise MissingInput(f"{path}: no config.json there, so it is no model folder; make the model first or set another path")
+        check_folders(path, engine)
         self.failure: BaseException | None = None
         self._config = engine
         self._stat_loggers = list(stat_loggers)
@@ -74,6 +77,7 @@ class VllmLlm:
         self._waiting: dict[str, _Request] = {}
         self._progress_at = time.monotonic()
         self._next_id = 0
+        self._adapter: Any = None
         built: Future[Any] = Future()
         self._thread = threading.Thread(target=self._run, args=(path, built), name=f"vllm-{path.name}", daemon=True)
         self._thread.start()
@@ -91,10 +95,11 @@ class VllmLlm:
 
         Raises:
             PromptRefused: the prompt leaves no room for `max_tokens`.
+            ValueError: vLLM refuses `sampling`, such as a JSON schema that it has no grammar for.
             NoProgress: nothing came out of the engine for `no_progress_seconds`.
         """
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         prompt_ids = prompt_token_ids(self._tokenizer, messages, tools)
         self._check_length(len(prompt_ids), sampling.max_tokens)
@@ -107,6 +112,7 @@ class VllmLlm:
             logprobs=logprobs or None,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),
+            structured_outputs=StructuredOutputsParams(json=sampling.json_schema) if sampling.json_schema is not None else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,
         )
@@ -135,7 +141,7 @@ class VllmLlm:
             text=text,
             token_ids=answer_ids,
             top_k=_top_k(answer.prompt_logprobs, range(len(prompt_ids), len(prompt_ids) + len(answer_ids)), logprobs),
-            usage=_usage(answer),
+            usage=usage_of(answer),
         )
 
     def close(self) -> None:
@@ -161,7 +167,7 @@ class VllmLlm:
             token_ids=ids,
             top_k=_top_k(output.logprobs, range(len(ids)), logprobs) if logprobs else None,
             finish_reason="stop" if stopped else "length",
-            usage=_usage(answer),
+            usage=usage_of(answer),
         )
 
     async def _submit(self, token_ids: list[int], params: Sequence[Any]) -> list[Any]:
@@ -206,6 +212,7 @@ class VllmLlm:
         except BaseException as error:
             built.set_exception(error)
             return
+        self._adapter = _adapter(self._config)
         built.set_result(engine.get_tokenizer())
         try:
             self._step_until_closed(engine)
@@ -237,12 +244,13 @@ class VllmLlm:
             if self._waiting.pop(item.request.request_id, None) is None:  # answered or refused meanwhile
                 item.spent.set_result(_spent(item.request))
             else:
-                item.spent.set_result(_spent_so_far(engine.output_processor, item.request.request_id))
+                item.spent.set_result(spent_so_far(engine.output_processor, item.request.request_id))
                 engine.abort_request([item.request.request_id])
             return
         self._waiting[item.request_id] = item
         try:
-            engine.add_request(item.request_id, {"type": "token", "prompt_token_ids": item.token_ids}, item.params)
+            prompt = {"type": "token", "prompt_token_ids": item.token_ids}
+            engine.add_request(item.request_id, prompt, item.params, lora_request=self._adapter)
         except ValueError as error:  # this request is wrong; the engine is not
             self._waiting.pop(item.request_id).future.set_exception(error)
 
@@ -270,30 +278,10 @@ def _draws(params: Any, n: int) -> list[Any]:
     return draws
 
 
-def _usage(answer: Any) -> Usage:
-    """What one request used, as vLLM's own counters have it: the token that a scoring draws and drops is counted too."""
-    return Usage(
-        prompt_tokens=len(answer.prompt_token_ids),
-        cached_tokens=answer.num_cached_tokens or 0,
-        completion_tokens=len(answer.outputs[0].token_ids),
-    )
-
-
 def _spent(request: _Request) -> Usage:
     """What a request used that the engine has no more; nothing where it failed or was never begun."""
     answered = request.future.done() and request.future.exception() is None
-    return _usage(request.future.result()) if answered else Usage(calls=0)
-
-
-def _spent_so_far(processor: Any, request_id: str) -> Usage:
-    """What a request in the engine has used, by vLLM's own state of it; a prompt counts once it is read to its end."""
-    (name,) = processor.external_req_ids[request_id]
-    state = processor.request_states[name]
-    if state.is_prefilling:
-        return Usage()
-    return Usage(
-        prompt_tokens=state.prompt_len, cached_tokens=state.num_cached_tokens, completion_tokens=state.detokenizer.num_output_tokens()
-    )
+    return usage_of(request.future.result()) if answered else Usage(calls=0)
 
 
 def _top_k(flat: Any, positions: range, k: int) -> TopK:
@@ -309,37 +297,46 @@ def _build(path: Path, config: EngineConfig, stat_loggers: list[Any]) -> Any:
     """An `LLMEngine` whose core runs in this process. Called in the thread that will step it: OpenMP's settings are a thread's."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    import torch
-    from torch._C import set_num_threads  # vLLM replaces torch.set_num_threads by a warning
-
-    has_gpu = torch.cuda.is_available()
-    if config.num_threads is not None:
-        if has_gpu:
-            raise ConfigError("engine.num_threads is for CPUs and this machine has a GPU; leave it out")
-        set_num_threads(config.num_threads)
-    if has_gpu and torch.cuda.device_count() < config.tensor_parallel_size:
-        raise PlanTooBig(f"engine.tensor_parallel_size {config.tensor_parallel_size}; visible GPUs: {torch.cuda.device_count()}")
+    prepare_devices(config)
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
     started = time.monotonic()
-    engine = LLMEngine.from_engine_args(
-        EngineArgs(
-            model=str(path),
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_seqs, min(config.max_num_batched_tokens, config.max_num_seqs * config.max_model_len)),
-            kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30),
-            enable_prefix_caching=config.enable_prefix_caching,
-            block_size=config.block_size,
-            tensor_parallel_size=config.tensor_parallel_size,
-            enforce_eager=config.enforce_eager,
-            max_logprobs=-1,
-            disable_log_stats=not stat_loggers,
-            use_tqdm_on_load=False,
-        ),
-        stat_loggers=stat_loggers,
-    )
+    arguments = engine_arguments(config) | {"disable_log_stats": not stat_loggers}
+    engine = LLMEngine.from_engine_args(EngineArgs(model=str(path), **arguments), stat_loggers=stat_loggers)
     log.info("%s: engine ready in %.1f s", path.name, time.monotonic() - started)
     return engine
+
+
+def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+    """vLLM's `EngineArgs` of an engine, but for the model."""
+    arguments: dict[str, Any] = {
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": max(config.max_num_seqs, min(config.max_num_batched_tokens, config.max_num_seqs * config.max_model_len)),
+        "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "block_size": config.block_size,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
+        "distributed_executor_backend": "mp" if config.num_workers > 1 else None,  # never Ray's: the actor holds all the GPUs
+        "enforce_eager": config.enforce_eager,
+        "max_logprobs": -1,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if config.gpu_memory_utilization is not None:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    if config.adapter is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(Path(config.adapter))}
+    return arguments
+
+
+def _adapter(config: EngineConfig) -> Any:
+    """vLLM's name for the adapter that every request goes through; None where there is none."""
+    if config.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(lora_name="adapter", lora_int_id=1, lora_path=config.adapter)

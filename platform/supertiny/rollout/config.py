@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from supertiny.config import Config, StageConfig
-from supertiny.llm.config import EndpointConfig, EngineConfig
+from supertiny.llm.config import EndpointConfig, EngineConfig, ScriptedConfig
 
 
 class LayoutConfig(Config):
     """How the work is spread over a cluster; none of it decides what comes out."""
 
-    num_engines: int = Field(1, gt=0)
-    """Actors that hold one engine each."""
+    num_engines: tuple[PositiveInt, PositiveInt] = (1, 1)
+    """Actors that hold one engine each: a number, or the fewest and the most, `[1, 4]`. Between them Ray Data's actor pool starts engines
+    while more blocks wait than are worked on, as far as the cluster has room, and ends idle ones."""
     cpus_per_engine: float = Field(1.0, ge=0)
-    """Logical CPUs that an engine's actor takes; Ray Data's own tasks need one more CPU of the cluster."""
+    """Logical CPUs of one node that an engine's actor takes; Ray Data's own tasks need one more CPU of the cluster."""
     gpus_per_engine: float = Field(0.0, ge=0)
-    """GPUs that an engine's actor takes; fractions share one."""
+    """GPUs of one node that an engine's actor takes: one a worker, or a fraction of one that engines share."""
     block_rows: int = Field(64, gt=0)
     """Rollouts of one block: what is written, and never redone, at once."""
     blocks_in_flight: int = Field(5, gt=0)
@@ -32,6 +33,20 @@ class LayoutConfig(Config):
     """No block written for this long ends the job with NoProgress."""
     log_every_seconds: float = Field(5.0, gt=0)
     """Between two progress lines."""
+
+    @field_validator("num_engines", mode="before")
+    @classmethod
+    def _a_number_is_both(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> LayoutConfig:
+        fewest, most = self.num_engines
+        if fewest > most:
+            raise ValueError(f"num_engines [{fewest}, {most}]: the fewest come first")
+        if self.gpus_per_engine > 1 and not self.gpus_per_engine.is_integer():
+            raise ValueError(f"gpus_per_engine {self.gpus_per_engine:g}: a fraction of one GPU, or whole ones")
+        return self
 
 
 class JudgeConfig(Config):
@@ -147,6 +162,8 @@ class RolloutConfig(StageConfig):
     """Its engine."""
     endpoint: EndpointConfig | None = None
     """An endpoint that the pipeline calls instead of `teacher`; its rollouts have no teacher log-probabilities."""
+    scripted: ScriptedConfig | None = None
+    """A fake engine instead of `teacher`, to measure everything around an engine."""
     split: str = "train"
     """Which of the task's prompts."""
     limit: int | None = Field(None, gt=0)
@@ -162,9 +179,26 @@ class RolloutConfig(StageConfig):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> RolloutConfig:
+        instead = [name for name, given in (("an endpoint", self.endpoint), ("a scripted engine", self.scripted)) if given is not None]
         idle = {"teacher", "engine"} & self.model_fields_set
-        if self.endpoint is not None and idle:
-            raise ValueError(f"with an endpoint, {' and '.join(sorted(idle))} would have no effect; leave it out")
+        if instead and idle:
+            raise ValueError(f"with {instead[0]}, {' and '.join(sorted(idle))} would have no effect; leave it out")
+        if len(instead) > 1:
+            raise ValueError("an endpoint and a scripted engine: give the one that shall answer")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_for_every_worker(self) -> RolloutConfig:
+        if self.endpoint is not None or self.scripted is not None:
+            return self
+        workers, cpus, gpus = self.engine.num_workers, self.layout.cpus_per_engine, self.layout.gpus_per_engine
+        if gpus == 0 and workers > max(1, cpus):
+            raise ValueError(f"engine has {workers} workers on layout.cpus_per_engine {cpus:g}; give it {workers}, or GPUs")
+        if gpus > 0 and workers != max(1, gpus):
+            raise ValueError(f"engine has {workers} workers and layout.gpus_per_engine is {gpus:g}: a worker is one GPU")
+        share = self.engine.gpu_memory_utilization
+        if 0 < gpus < 1 and (share is None or share > gpus):
+            raise ValueError(f"engines share a GPU (layout.gpus_per_engine {gpus:g}): set engine.gpu_memory_utilization to at most that")
         return self
 
     @model_validator(mode="after")
