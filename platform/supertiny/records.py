@@ -91,6 +91,8 @@ class Completion(Record):
     """The completion's T tokens in the student's prompt format, the end-of-turn token included; empty where the engine gives none."""
     top_k: TopK | None = None
     """The teacher's distribution over each of `token_ids`; None where it was not asked for or cannot be had."""
+    token_logprobs: list[float] | None = None
+    """Natural-log probabilities of `token_ids` themselves under the model that scored them; no table keeps them."""
     finish_reason: Literal["stop", "length"] = "stop"
     usage: Usage = Usage()
 
@@ -136,6 +138,8 @@ class Rollout(Record):
     """From the pipeline's first call to its answer, other prompts being in flight."""
     engine_seconds: float = 0.0
     """Its share of the time in which the engine was busy: those of all rollouts add up to it."""
+    student_logprob: float | None = None
+    """Mean log-probability of the completion's tokens under the student, nats a token; None where it was not asked, or could not say."""
     steps: dict[str, StepUsage] = Field(default_factory=dict)
     """What each pipeline step took, by name; the filters that ask a model stand beside them as `filters.judge`, …"""
 

@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         pa.field("judgement", pa.string()),  # JSON; null where no model judged
         pa.field("seconds", pa.float32(), nullable=False),
         pa.field("engine_seconds", pa.float32(), nullable=False),
+        pa.field("student_logprob", pa.float32()),  # null where no student scored it
         pa.field("steps", pa.string(), nullable=False),  # JSON: what each pipeline step took
     ]
 )
@@ -170,6 +171,7 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         "judgement": None if verdict.judgement is None else _json(verdict.judgement.model_dump()),
         "seconds": rollout.seconds,
         "engine_seconds": rollout.engine_seconds,
+        "student_logprob": rollout.student_logprob,
         "steps": _json({name: step.model_dump() for name, step in rollout.steps.items()}),
     }
 
@@ -210,6 +212,7 @@ def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Ro
         verdict=_verdict(row),
         seconds=row["seconds"],
         engine_seconds=row["engine_seconds"],
+        student_logprob=row["student_logprob"],
         steps=read_steps(row["steps"]),
     )
 

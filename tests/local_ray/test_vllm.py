@@ -91,6 +91,14 @@ def test_a_score_is_the_models_own_distribution_over_every_token_of_the_answer(l
     assert flat(scored.top_k.logprobs) == pytest.approx(flat(logprobs), abs=2e-3)
 
 
+def test_a_score_has_the_log_probability_of_each_of_the_answers_own_tokens(llm: VllmLlm, model: Path, tokenizer: Any) -> None:
+    text = "set the volume to 7"
+    scored = asyncio.run(llm.score(SAY, text))
+    ids, logprobs = reference_top(model, prompt_token_ids(tokenizer, SAY, []), scored.token_ids, 384)
+    expected = [row[own.index(token)] for token, own, row in zip(scored.token_ids, ids, logprobs, strict=True)]
+    assert scored.token_logprobs == pytest.approx(expected, abs=2e-3)
+
+
 def test_a_completions_logprobs_are_at_temperature_1_whatever_it_was_sampled_at(llm: VllmLlm, model: Path, tokenizer: Any) -> None:
     sampled = asyncio.run(llm.complete(SAY, sampling=HOT, logprobs=4))[0]
     ids, logprobs = reference_top(model, prompt_token_ids(tokenizer, SAY, []), sampled.token_ids, 4)

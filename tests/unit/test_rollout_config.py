@@ -33,6 +33,8 @@ def test_a_teacher_beside_an_endpoint_would_have_no_effect_and_is_refused() -> N
         ({"filters": {"judge": {"min_score": 6}}}, "filters.judge: min_score 6 is over max_score 5: nothing would be accepted"),
         ({"filters": {"judge": {"votes": 3}}}, "filters.judge: 3 votes at temperature 0 would all be the same"),
         ({"filters": {"min_pass_rate": 0.8, "max_pass_rate": 0.5}}, "filters: min_pass_rate 0.8 is over max_pass_rate 0.5"),
+        ({"filters": {"likelihood": {"student": "base"}}}, "filters.likelihood: neither keep_per_prompt nor min_logprob"),
+        ({"filters": {"likelihood": {"min_logprob": -1.0}}}, "filters.likelihood.student"),
         ({"filters": {"max_pass_rate": 0.3}, "group_size": 2}, "max_pass_rate 0.3 with group_size 2 keeps nothing"),
     ],
 )

@@ -154,7 +154,15 @@ def test_every_layer_is_counted_and_the_pass_rates_are_told() -> None:
         *group([OFF], prompt_id="d", reference=OFF),
     ]
     result = filter_groups(rollouts, FiltersConfig(drop_duplicates=True, max_similarity=0.5, max_pass_rate=0.9))
-    assert result.rejected_by_layer == {"verdict": 1, "judge": 1, "agreement": 1, "pass_rate": 2, "duplicate": 1, "near_duplicate": 0}
+    assert result.rejected_by_layer == {
+        "verdict": 1,
+        "judge": 1,
+        "agreement": 1,
+        "pass_rate": 2,
+        "likelihood": 0,
+        "duplicate": 1,
+        "near_duplicate": 0,
+    }
     assert result.pass_rates == {"0/1": 1, "2/4": 1, "1/1": 2}
     assert sum(result.rejected_by_layer.values()) + len([row for row in result.rollouts if row.verdict.accepted]) == len(rollouts)
 

@@ -137,10 +137,12 @@ class VllmLlm:
             skip_clone=True,
         )
         (answer,) = await self._submit(prompt_ids + answer_ids, [params])
+        places = range(len(prompt_ids), len(prompt_ids) + len(answer_ids))
         return Completion(
             text=text,
             token_ids=answer_ids,
-            top_k=_top_k(answer.prompt_logprobs, range(len(prompt_ids), len(prompt_ids) + len(answer_ids)), logprobs),
+            top_k=_top_k(answer.prompt_logprobs, places, logprobs),
+            token_logprobs=[answer.prompt_logprobs.logprobs[answer.prompt_logprobs.start_indices[place]] for place in places],
             usage=usage_of(answer),
         )
 

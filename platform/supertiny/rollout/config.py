@@ -81,12 +81,23 @@ class JudgeConfig(Config):
 
 
 class LikelihoodConfig(Config):
-    """Which accepted completions of a prompt the student finds likely enough; for `rollout.likelihood.likely`."""
+    """Which accepted completions of a prompt the student finds likely enough."""
 
+    student: str
+    """The model that is to learn from the rollouts: an artifact's name in the run, a path, or `package://module/folder`. Its tokenizer has
+    to be the teacher's."""
+    engine: EngineConfig = EngineConfig()
+    """Its engine; as many of them as of the teacher's, each in a like place, once the teacher's are gone."""
     keep_per_prompt: int | None = Field(None, gt=0)
-    """Only so many of a prompt's accepted completions, the likeliest ones; None keeps all."""
+    """Only so many of a prompt's accepted texts, the likeliest ones; None keeps all."""
     min_logprob: float | None = Field(None, le=0)
     """Smallest mean log-probability of a completion's tokens under the student, nats a token; None asks for none."""
+
+    @model_validator(mode="after")
+    def _rejects_some(self) -> LikelihoodConfig:
+        if self.keep_per_prompt is None and self.min_logprob is None:
+            raise ValueError("neither keep_per_prompt nor min_logprob: the student would be asked for nothing; set one of them")
+        return self
 
 
 class FiltersConfig(Config):
@@ -106,6 +117,8 @@ class FiltersConfig(Config):
     never solved has no accepted completion and so falls out by itself."""
     max_pass_rate: float | None = Field(None, gt=0, lt=1)
     """Largest such share: a prompt above it is rejected as `often_solved`. 0.99 drops those that are always solved."""
+    likelihood: LikelihoodConfig | None = None
+    """Ask the student how likely it finds what is accepted, and reject the others as `unlikely`; `not_scored` is what it cannot take in."""
     drop_duplicates: bool = False
     """Reject a completion whose text an earlier one of its prompt already has. A nearly greedy teacher loses most rows by it."""
     max_similarity: float | None = Field(None, gt=0, lt=1)

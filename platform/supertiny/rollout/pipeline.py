@@ -6,6 +6,7 @@ In the folder being made, besides what is published:
     .blocks/   finished rollouts, a file a block
     .done/     their ids: Ray Data's row-level checkpoint
     .spent/    wall seconds of all attempts
+    .unscored/, .scores/, .scored/    the same three for the student's pass over what is accepted
 """
 
 from __future__ import annotations
@@ -44,13 +45,14 @@ from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of
 from supertiny.rollout.metrics import RayMetrics
 from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
+from supertiny.rollout.student import StudentActor, check_tokenizer, read_scores, with_score, write_unscored
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
 
 
-WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent")
+WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent", ".unscored", ".scores", ".scored")
 _PROMPTS_AT_ONCE = 500
 
 
@@ -60,8 +62,8 @@ def rollout(config: RolloutConfig) -> Artifact:
     Killed and run again, it goes on with the rows that no finished block holds.
 
     Raises:
-        MissingInput: the teacher is not there.
-        ConfigError: the teacher's model cannot be split as its engine says, or vLLM runs no such adapter.
+        MissingInput: the teacher or the student is not there.
+        ConfigError: they do not share a tokenizer, the teacher's model cannot be split as its engine says, or vLLM runs no such adapter.
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
         BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
@@ -69,19 +71,29 @@ def rollout(config: RolloutConfig) -> Artifact:
     machine_price(config.cost.machine, config.cost.prices)
     if unpriced := config.endpoints_without_price():
         log.warning("nobody knows what %s costs: no dollars are counted for it; set its price", " and ".join(unpriced))
+    open_llm, parents = _teacher(config)
+    open_student = None
+    if config.filters.likelihood is not None:
+        student = parents["student"] = open_artifact(config.filters.likelihood.student, config.run_root, "model")
+        if "teacher" in parents:
+            check_tokenizer(parents["teacher"].path, student.path)
+        check_folders(student.path, config.filters.likelihood.engine)
+        open_student = partial(VllmLlm, str(student.path), config.filters.likelihood.engine)
+    return make(config, "rollouts", parents, lambda folder: _build(config, open_llm, open_student, folder))
+
+
+def _teacher(config: RolloutConfig) -> tuple[OpenLlm, dict[str, Artifact]]:
+    """What builds the model that the pipeline calls, and the artifact that it is."""
     if config.endpoint is not None:
-        open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
-        return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
+        return partial(HttpLlm, config.endpoint), {}
     if config.scripted is not None:
-        open_llm = partial(ScriptedLlm.from_config, config.scripted)
-        return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
+        return partial(ScriptedLlm.from_config, config.scripted), {}
     teacher = open_artifact(config.teacher, config.run_root, "model")
     check_folders(teacher.path, config.engine)
-    open_llm = partial(VllmLlm, str(teacher.path), config.engine)
-    return make(config, "rollouts", {"teacher": teacher}, lambda folder: _build(config, open_llm, folder))
+    return partial(VllmLlm, str(teacher.path), config.engine), {"teacher": teacher}
 
 
-def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, Any]:
+def _build(config: RolloutConfig, open_llm: OpenLlm, open_student: OpenLlm | None, folder: Path) -> dict[str, Any]:
     if (folder / LEDGER).exists():  # finished but for its manifest
         metrics: dict[str, Any] = json.loads((folder / LEDGER).read_text())
     else:
@@ -89,6 +101,8 @@ def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, 
         usd_per_hour = machine_price(config.cost.machine, config.cost.prices).usd_per_hour * config.cost.num_machines
         spending = Spending(folder / ".spent" / "spent.json", usd_per_hour, config.cost.budget_usd)
         speed = _generate(config, open_llm, folder, num_left, spending) if num_left else {}
+        if open_student is not None:
+            _score(config, open_student, folder, spending)
         metrics = _finish(config, folder, expected_ids, speed, spending)
     for name in WORKING_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -134,9 +148,10 @@ def _finish(
 
 def _filtered(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], layers: dict[str, Any]) -> Iterator[list[Rollout]]:
     """The filtered rollouts of some prompts at a time, or of all where prompts are compared; what the layers did is added to `layers`."""
+    scores = read_scores(finished_files(folder / ".scores", folder / ".scored"))
     made = in_order(finished_files(folder / ".blocks", folder / ".done"), expected_ids)
     for groups in whole_groups(made, None if config.filters.max_similarity is not None else _PROMPTS_AT_ONCE):
-        filtered = filter_groups(groups, config.filters)
+        filtered = filter_groups([with_score(row, scores.get(row.rollout_id)) for row in groups], config.filters, scores)
         add(layers, {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates})
         yield filtered.rollouts
 
@@ -144,27 +159,14 @@ def _filtered(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], 
 def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, num_left: int, spending: Spending) -> dict[str, float]:
     """Make every rollout that no finished block holds yet, and say how fast that was, the engine's start included."""
     blocks, done = folder / ".blocks", folder / ".done"
+    seen = finished_names(done)
     spending.endpoint_usd = endpoint_usd(finished_files(blocks, done))
     spending.check(0, num_left)
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    num_engines = check_fits(config.layout)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True  # else ours is lost on the way from the actor
-    context.checkpoint_config = CheckpointConfig(
-        id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
-    )
-    with ray.data.DataContext.current(context):
-        dataset = _dataset(config, open_llm, folder / ".rows")
-    written: Future[None] = Future()
-    seen = finished_names(done)
-    Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
+    num_engines, written = _start(config.layout, TeacherActor, (open_llm, config), folder / ".rows", blocks, done)
     tally = Tally(blocks, done, seen=seen)
     watch(written, tally, _goal(config, num_left, num_engines), spending, RayMetrics(config.name).tell)
     spending.save()
-    if tally.rollouts < num_left:
-        raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
+    _check_all(tally, num_left)
     seconds = tally.seconds
     return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
 
@@ -180,15 +182,53 @@ def _goal(config: RolloutConfig, rollouts: int, num_engines: int) -> Goal:
     )
 
 
-def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:
-    layout = config.layout
+def _score(config: RolloutConfig, open_student: OpenLlm, folder: Path, spending: Spending) -> None:
+    """Have the student score every accepted rollout that no finished block of scores holds yet."""
+    blocks, done, rows = folder / ".scores", folder / ".scored", folder / ".unscored"
+    num_left = write_unscored(finished_files(folder / ".blocks", folder / ".done"), finished_ids(done), rows)
+    log.info("%s: %s accepted rollouts for the student to score", config.name, num_left)
+    if not num_left:
+        return
+    tally = Tally(blocks, done, seen=finished_names(done))
+    num_engines, written = _start(config.layout, StudentActor, (open_student,), rows, blocks, done)
+    watch(written, tally, _goal(config, num_left, num_engines), spending, lambda *_: None)  # these rows are in the metrics already
+    spending.save()
+    _check_all(tally, num_left)
+
+
+def _check_all(tally: Tally, num_left: int) -> None:
+    if tally.rollouts < num_left:
+        raise CorruptArtifact(f"{tally.done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
+
+
+def _start(
+    layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...], rows: Path, blocks: Path, done: Path
+) -> tuple[int, Future[None]]:
+    """Begin to send rows through actors into blocks; how many actors there will be, and what ends with the last block."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    num_engines = check_fits(layout)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # else ours is lost on the way from the actor
+    context.checkpoint_config = CheckpointConfig(
+        id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
+    )
+    with ray.data.DataContext.current(context):
+        dataset = _dataset(layout, actor, arguments, rows)
+    written: Future[None] = Future()
+    Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
+    return num_engines, written
+
+
+def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...], rows: Path) -> ray.data.Dataset:
     fewest, most = layout.num_engines
     return (
         ray.data.read_parquet(str(rows))
         .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
         .map_batches(
-            TeacherActor,
-            fn_constructor_args=(open_llm, config),
+            actor,
+            fn_constructor_args=arguments,
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
