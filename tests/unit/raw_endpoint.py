@@ -70,3 +70,17 @@ def completion(text: str) -> bytes:
     """The body of a chat completion."""
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}], "usage": usage}).encode()
+
+
+GOOD = completion("hi")
+BROKEN = {
+    "half of a body": http(200, GOOD[: len(GOOD) // 2], length=len(GOOD)),
+    "half of a body that says it is whole": http(200, GOOD[: len(GOOD) // 2]),
+    "a body of nothing": http(200, b""),
+    "nothing": b"",
+    "half of a head": b"HTTP/1.1 200 O",
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "429": http(429, b"slow down"),
+    "500": http(500, b"\xff\xfe no UTF-8"),
+}
+"""Answers that are none, by what is wrong with them."""

@@ -14,7 +14,7 @@ import fastapi
 import pytest
 import uvicorn
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from raw_endpoint import completion, http, raw_endpoint
+from raw_endpoint import BROKEN, GOOD, http, raw_endpoint
 
 from supertiny.errors import ConfigError, MalformedCall, NoProgress, PromptRefused
 from supertiny.llm.base import Sampling
@@ -231,19 +231,6 @@ def test_no_more_requests_are_under_way_than_allowed(endpoint: Endpoint, url: st
 def test_a_score_has_no_tokens_and_costs_nothing(url: str) -> None:
     completion = asyncio.run(quick(url).score(HELLO, "yes", logprobs=5))
     assert (completion.text, completion.token_ids, completion.top_k, completion.usage.calls) == ("yes", [], None, 0)
-
-
-GOOD = completion("hi")
-BROKEN = {
-    "half of a body": http(200, GOOD[: len(GOOD) // 2], length=len(GOOD)),
-    "half of a body that says it is whole": http(200, GOOD[: len(GOOD) // 2]),
-    "a body of nothing": http(200, b""),
-    "nothing": b"",
-    "half of a head": b"HTTP/1.1 200 O",
-    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
-    "429": http(429, b"slow down"),
-    "500": http(500, b"\xff\xfe no UTF-8"),
-}
 
 
 @pytest.mark.parametrize("what", BROKEN)
