@@ -16,8 +16,9 @@ from supertiny.records import Completion, Message, Prompt, Rollout, StepUsage, T
 from supertiny.rollout.config import FiltersConfig, LikelihoodConfig
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.ledger import count
+from supertiny.rollout.likelihood import Score
 from supertiny.rollout.progress import Tally
-from supertiny.rollout.student import Score, StudentActor, check_tokenizer, read_scores, with_score, write_unscored
+from supertiny.rollout.student import Scores, StudentActor, check_tokenizer, with_score, write_unscored
 from supertiny.rollout_table import to_table
 
 LOGPROBS = {"likely": [-0.1, -0.3], "unlikely": [-4.0, -2.0]}
@@ -71,7 +72,7 @@ def scored(folder: Path, llm: StudentLlm, rows: list[Rollout]) -> dict[str, Scor
     table = pq.read_table(folder / "unscored" / "rows.parquet")
     result = folder / "scores.parquet"
     pq.write_table(asyncio.run(StudentActor(lambda: llm)(table)), result)
-    return read_scores([result])
+    return Scores([result]).of([row.rollout_id for row in rows])
 
 
 def test_a_score_is_the_mean_over_the_tokens_for_the_prompt_and_the_tools_of_the_rollout(tmp_path: Path) -> None:
@@ -80,6 +81,10 @@ def test_a_score_is_the_mean_over_the_tokens_for_the_prompt_and_the_tools_of_the
     assert score.logprob == pytest.approx(-0.2)
     assert llm.asked == [(row.prompt.messages, "likely", row.tools)]
     assert score.steps["filters.likelihood"].usage == Usage(prompt_tokens=9, completion_tokens=1)
+
+
+def test_where_nobody_was_asked_there_are_no_scores() -> None:
+    assert Scores([]).of(["p/0"]) == {}
 
 
 def test_what_the_student_cannot_take_in_has_no_score_but_a_reason(tmp_path: Path) -> None:

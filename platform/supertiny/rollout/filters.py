@@ -14,9 +14,8 @@ from itertools import groupby
 
 from supertiny.records import Call, Prompt, Rollout
 from supertiny.rollout.config import FiltersConfig, LikelihoodConfig
-from supertiny.rollout.likelihood import likely
+from supertiny.rollout.likelihood import Score, likely
 from supertiny.rollout.similarity import near_duplicates
-from supertiny.rollout.student import Score
 from supertiny.tasks.calls import matches, meaning, parse
 
 Layer = Callable[[list[Rollout]], list[Rollout]]

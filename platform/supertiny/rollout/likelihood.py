@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from supertiny.records import Rollout
+from supertiny.records import Record, Rollout, StepUsage
 from supertiny.rollout.config import LikelihoodConfig
+
+
+class Score(Record):
+    """What the student says of one completion."""
+
+    logprob: float | None
+    """Mean log-probability of its tokens, end of turn included, nats a token; None where the student could not score it."""
+    evidence: str
+    """Why it could not."""
+    steps: dict[str, StepUsage]
 
 
 def likely(rollouts: Sequence[Rollout], mean_logprobs: Mapping[str, float], config: LikelihoodConfig) -> set[str]:

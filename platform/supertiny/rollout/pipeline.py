@@ -45,7 +45,7 @@ from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of
 from supertiny.rollout.metrics import RayMetrics
 from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
-from supertiny.rollout.student import StudentActor, check_tokenizer, read_scores, with_score, write_unscored
+from supertiny.rollout.student import Scores, StudentActor, check_tokenizer, with_score, write_unscored
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
 from supertiny.tasks.base import load_task
 
@@ -100,6 +100,7 @@ def _build(config: RolloutConfig, open_llm: OpenLlm, open_student: OpenLlm | Non
         expected_ids, num_left = _write_rows(config, folder)
         usd_per_hour = machine_price(config.cost.machine, config.cost.prices).usd_per_hour * config.cost.num_machines
         spending = Spending(folder / ".spent" / "spent.json", usd_per_hour, config.cost.budget_usd)
+        spending.endpoint_usd = endpoint_usd(finished_files(folder / ".blocks", folder / ".done"))
         speed = _generate(config, open_llm, folder, num_left, spending) if num_left else {}
         if open_student is not None:
             _score(config, open_student, folder, spending)
@@ -148,10 +149,11 @@ def _finish(
 
 def _filtered(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], layers: dict[str, Any]) -> Iterator[list[Rollout]]:
     """The filtered rollouts of some prompts at a time, or of all where prompts are compared; what the layers did is added to `layers`."""
-    scores = read_scores(finished_files(folder / ".scores", folder / ".scored"))
+    scores = Scores(finished_files(folder / ".scores", folder / ".scored"))
     made = in_order(finished_files(folder / ".blocks", folder / ".done"), expected_ids)
     for groups in whole_groups(made, None if config.filters.max_similarity is not None else _PROMPTS_AT_ONCE):
-        filtered = filter_groups([with_score(row, scores.get(row.rollout_id)) for row in groups], config.filters, scores)
+        found = scores.of(row.rollout_id for row in groups)
+        filtered = filter_groups([with_score(row, found.get(row.rollout_id)) for row in groups], config.filters, found)
         add(layers, {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates})
         yield filtered.rollouts
 
@@ -160,7 +162,6 @@ def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, num_left: 
     """Make every rollout that no finished block holds yet, and say how fast that was, the engine's start included."""
     blocks, done = folder / ".blocks", folder / ".done"
     seen = finished_names(done)
-    spending.endpoint_usd = endpoint_usd(finished_files(blocks, done))
     spending.check(0, num_left)
     num_engines, written = _start(config.layout, TeacherActor, (open_llm, config), folder / ".rows", blocks, done)
     tally = Tally(blocks, done, seen=seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import time
 from collections.abc import Iterable
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 
 from supertiny.cli import configure_logging
 from supertiny.errors import ConfigError, PromptRefused
-from supertiny.records import Completion, Record, Rollout, StepUsage
+from supertiny.records import Completion, Rollout
+from supertiny.rollout.likelihood import Score
 from supertiny.rollout.meter import Clock, Meter
-from supertiny.rollout.teacher import OpenLlm
+from supertiny.rollout.teacher import OpenLlm, be_silent
 from supertiny.rollout.worker import clip, describe
 from supertiny.rollout_table import read_steps
 
@@ -36,21 +38,12 @@ _SCORED = pa.schema(
 )
 
 
-class Score(Record):
-    """What the student says of one completion."""
-
-    logprob: float | None
-    """Mean log-probability of its tokens, end of turn included, nats a token; None where the student could not score it."""
-    evidence: str
-    """Why it could not."""
-    steps: dict[str, StepUsage]
-
-
 class StudentActor:
     """The student, scoring many completions at a time."""
 
     def __init__(self, open_llm: OpenLlm) -> None:
         configure_logging()
+        atexit.register(be_silent)
         self._llm, self._clock = open_llm(), Clock()
 
     async def __call__(self, rows: pa.Table) -> pa.Table:
@@ -101,12 +94,22 @@ def write_unscored(blocks: Iterable[Path], scored: set[str], folder: Path) -> in
     return len(seen) - len(scored)
 
 
-def read_scores(files: Iterable[Path]) -> dict[str, Score]:
-    """The scores in blocks, by rollout id."""
-    rows = (row for path in files for row in pq.read_table(path, partitioning=None).to_pylist())
-    return {
-        row["rollout_id"]: Score(logprob=row["student_logprob"], evidence=row["evidence"], steps=read_steps(row["steps"])) for row in rows
-    }
+class Scores:
+    """All scores in some blocks, kept as Arrow does: as Python's own objects those of a million rollouts would take gigabytes."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        tables = [pq.read_table(path, columns=["rollout_id", "student_logprob", "evidence", "steps"], partitioning=None) for path in files]
+        self._table = pa.concat_tables(tables) if tables else _SCORED.empty_table()
+        self._places = {name: at for at, name in enumerate(self._table.column("rollout_id").to_pylist())}
+
+    def of(self, rollout_ids: Iterable[str]) -> dict[str, Score]:
+        """By id, those that were scored."""
+        places = [self._places[name] for name in rollout_ids if name in self._places]
+        rows = self._table.take(pa.array(places, pa.int64())).to_pylist()
+        return {
+            row["rollout_id"]: Score(logprob=row["student_logprob"], evidence=row["evidence"], steps=read_steps(row["steps"]))
+            for row in rows
+        }
 
 
 def with_score(rollout: Rollout, score: Score | None) -> Rollout:

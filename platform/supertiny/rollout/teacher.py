@@ -45,7 +45,7 @@ class TeacherActor:
 
     def __init__(self, open_llm: OpenLlm, config: RolloutConfig) -> None:
         configure_logging()
-        atexit.register(_be_silent)
+        atexit.register(be_silent)
         self._tools = load_task(config.task).tools
         self._llm = open_llm()
         self._judge = config.filters.judge
@@ -104,7 +104,7 @@ class TeacherActor:
         return with_judgement(verdict, judgement, config)
 
 
-def _be_silent() -> None:
+def be_silent() -> None:
     """Drop what the process still writes while it ends: Triton's bindings list dozens of objects that they leaked."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
