@@ -206,8 +206,11 @@ def measure_ours(arguments: argparse.Namespace) -> list[Run]:
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20, logging_level=logging.ERROR)
-    with tempfile.TemporaryDirectory() as root:
-        return [one_rollout(Path(root), f"run-{at}", arguments.model, arguments.rows) for at in range(arguments.runs)]
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            return [one_rollout(Path(root), f"run-{at}", arguments.model, arguments.rows) for at in range(arguments.runs)]
+    finally:
+        ray.shutdown()
 
 
 def one_rollout(root: Path, name: str, model: str, rows: int) -> Run:
