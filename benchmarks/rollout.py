@@ -16,7 +16,8 @@ for async_llm; llm_generate does not say when a row was done, so it is timed fro
 The models: Qwen2.5-0.5B's shape with random weights, so that the engine is what is timed, and the embedded task's teacher (`tiny_…`).
 
 **Scaling.** The graph alone: scripted engines of 32 places that take half a second a call, so 64 rows a second. 1, 2 and 4, each on
-a simulated node of its own (`ray.cluster_utils.Cluster`), as many rows for each. A row counts when its block is on disk.
+a simulated node of its own (`ray.cluster_utils.Cluster`), as many rows for each, after a short rollout that is not timed. A row counts
+when its block is on disk.
 `scaling_4_replicas` is the rate of 4 over 4 times that of 1, both at steady state.
 
 Every measurement has a process of its own, and is made `--runs` times in it; medians are compared. The last line is one JSON object.
@@ -53,6 +54,7 @@ SYSTEMS, REPLICAS = ("ours", "async_llm", "llm_generate"), (1, 2, 4)
 ENGINE = EngineConfig(max_model_len=128, max_num_seqs=16, kv_cache_gib=0.5)
 TINY_ROWS = 16
 """Rows of the tiny model for each of the large one's: it is that much faster, and more."""
+BLOCK_ROWS = LayoutConfig().block_rows
 SCRIPTED = ScriptedConfig(delay_seconds=0.5, max_num_seqs=32)
 CPUS_OF_A_NODE = 3
 """Logical; an engine takes all of a node's, and the head node has fewer: so each engine has a node, and Ray Data's tasks have the head."""
@@ -116,7 +118,7 @@ def num_tokens(at: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("engines", "scaling"), help="default: both")
-    parser.add_argument("--rows", type=int, default=None, help="of the large model (48), and for one scripted engine (640)")
+    parser.add_argument("--rows", type=int, default=None, help="of the large model (48), and for one scripted engine (768)")
     parser.add_argument("--runs", type=int, default=3, help="of each (default: %(default)s)")
     parser.add_argument("--measure", choices=(*SYSTEMS, "scripted"), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -130,7 +132,7 @@ def main() -> None:
         if arguments.part != "scaling":
             ratios |= compare_engines(Path(folder), arguments.rows or 48, arguments.runs)
         if arguments.part != "engines":
-            ratios |= compare_replicas(Path(folder), arguments.rows or 640, arguments.runs)
+            ratios |= compare_replicas(Path(folder), arguments.rows or 768, arguments.runs)
     print(json.dumps(ratios))
 
 
@@ -206,8 +208,11 @@ def measure_ours(arguments: argparse.Namespace) -> list[Run]:
     import ray
 
     ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20, logging_level=logging.ERROR)
-    with tempfile.TemporaryDirectory() as root:
-        return [one_rollout(Path(root), f"run-{at}", arguments.model, arguments.rows) for at in range(arguments.runs)]
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            return [one_rollout(Path(root), f"run-{at}", arguments.model, arguments.rows) for at in range(arguments.runs)]
+    finally:
+        ray.shutdown()
 
 
 def one_rollout(root: Path, name: str, model: str, rows: int) -> Run:
@@ -304,13 +309,16 @@ def measure_scripted(arguments: argparse.Namespace) -> list[Run]:
     ray.init(address=cluster.address, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as root:
-            return [scripted_rollout(Path(root), f"run-{at}", arguments.rows, arguments.replicas) for at in range(arguments.runs)]
+            finish_times(Path(root), "warm", 4 * BLOCK_ROWS, arguments.replicas)  # the processes that write tables start slowly
+            timed = [finish_times(Path(root), f"run-{at}", arguments.rows, arguments.replicas) for at in range(arguments.runs)]
+            return [{**rates(times[0], times[1:], BLOCK_ROWS), "tokens": 0} for times in timed]
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-def scripted_rollout(root: Path, name: str, rows: int, replicas: int) -> Run:
+def finish_times(root: Path, name: str, rows: int, replicas: int) -> list[float]:
+    """When a rollout of scripted engines began, and then when each of its blocks was on disk."""
     from supertiny.rollout.pipeline import rollout
 
     config = RolloutConfig(
@@ -319,7 +327,7 @@ def scripted_rollout(root: Path, name: str, rows: int, replicas: int) -> Run:
         task=TaskConfig(path="rollout:OneCall", options={"num_prompts": rows}),
         scripted=SCRIPTED,
         group_size=1,
-        layout=LayoutConfig(num_engines=(replicas, replicas), cpus_per_engine=CPUS_OF_A_NODE, block_rows=64, blocks_in_flight=3),
+        layout=LayoutConfig(num_engines=(replicas, replicas), cpus_per_engine=CPUS_OF_A_NODE, block_rows=BLOCK_ROWS, blocks_in_flight=3),
     )
     finished: dict[str, float] = {}
     ended = Event()
@@ -331,7 +339,7 @@ def scripted_rollout(root: Path, name: str, rows: int, replicas: int) -> Run:
     finally:
         ended.set()
         watcher.join()
-    return {**rates(began, list(finished.values()), config.layout.block_rows), "tokens": 0}
+    return [began, *finished.values()]
 
 
 def note_blocks(root: Path, name: str, finished: dict[str, float], ended: Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -332,3 +333,80 @@ except FileNotFoundError:
     sys.exit("vllm" in sys.modules or "torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(checkout / "platform")}).returncode == 0
+
+
+def test_a_schema_makes_even_random_weights_answer_in_json(model: Path) -> None:
+    import jsonschema
+
+    schema = {
+        "type": "object",
+        "properties": {"room": {"enum": ["hall", "kitchen"]}, "on": {"type": "boolean"}},
+        "required": ["room", "on"],
+        "additionalProperties": False,
+    }
+    one = VllmLlm(model, EXACT)
+    try:
+        sampling = Sampling(temperature=1.0, seed=0, max_tokens=90, json_schema=schema)
+        answers = asyncio.run(one.complete(SAY, n=16, sampling=sampling))
+        whole = [json.loads(answer.text) for answer in answers if answer.finish_reason == "stop"]
+        assert whole, "what is cut off had no room for its white space"
+        for value in whole:
+            jsonschema.validate(value, schema)
+        with pytest.raises(PromptRefused, match="vLLM refuses the request"):
+            asyncio.run(one.complete(SAY, sampling=BRIEF.model_copy(update={"json_schema": {"type": "no such type"}})))
+        assert asyncio.run(one.complete(SAY, sampling=BRIEF))[0].usage.completion_tokens == 4
+    finally:
+        one.close()
+
+
+def test_prompts_that_start_alike_are_answered_from_the_cache_and_scored_without_it(model: Path) -> None:
+    long = [{"role": "system", "content": "turn on the light in the hall " * 8}, *SAY]
+    one = VllmLlm(model, EXACT.model_copy(update={"enable_prefix_caching": True}))
+    try:
+        first, second = (asyncio.run(one.complete(long, sampling=BRIEF))[0] for _ in range(2))
+        scores = [asyncio.run(one.score(long, "set 7", logprobs=3)) for _ in range(2)]
+    finally:
+        one.close()
+    assert (first.usage.cached_tokens, second.usage.cached_tokens >= 32) == (0, True)
+    assert first.token_ids == second.token_ids
+    assert scores[0].top_k == scores[1].top_k
+
+
+def test_an_adapter_answers_as_peft_does_over_the_same_weights(model: Path, tokenizer: Any, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    adapted = get_peft_model(network, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path)
+    prompt_ids, answer_ids = prompt_token_ids(tokenizer, SAY, []), completion_token_ids(tokenizer, "set 7")
+    with torch.no_grad():
+        logits = adapted(torch.tensor([prompt_ids + answer_ids])).logits[0, len(prompt_ids) - 1 : -1]
+    expected = torch.log_softmax(logits, dim=-1).topk(3)
+
+    one = VllmLlm(model, EXACT.model_copy(update={"adapter": str(tmp_path)}))
+    try:
+        scored = asyncio.run(one.score(SAY, "set 7", logprobs=3))
+    finally:
+        one.close()
+    assert scored.top_k is not None
+    assert scored.top_k.ids == expected.indices.tolist()
+    assert flat(scored.top_k.logprobs) == pytest.approx(flat(expected.values.tolist()), abs=2e-3)
+    assert flat(scored.top_k.logprobs) != pytest.approx(flat(reference_top(model, prompt_ids, answer_ids, 3)[1]), abs=2e-3)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two cores")
+@pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_a_model_over_two_processes_scores_as_in_one(model: Path, tokenizer: Any, split: str) -> None:
+    one = VllmLlm(model, EXACT.model_copy(update={split: 2}))
+    try:
+        scored = asyncio.run(one.score(SAY, "set 7", logprobs=3))
+    finally:
+        one.close()
+    prompt_ids, answer_ids = prompt_token_ids(tokenizer, SAY, []), completion_token_ids(tokenizer, "set 7")
+    ids, logprobs = reference_top(model, prompt_ids, answer_ids, 3)
+    assert scored.top_k is not None
+    assert scored.top_k.ids == ids
+    assert flat(scored.top_k.logprobs) == pytest.approx(flat(logprobs), abs=2e-3)

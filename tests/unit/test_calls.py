@@ -51,6 +51,7 @@ def test_the_schema_of_a_call_takes_what_its_tool_takes_and_nothing_else() -> No
         {"name": "set_timer", "arguments": {}, "why": "because"},
     ]
     assert [takes(body) for body in bodies] == [True, True, False, False, False, False]
+    assert call_schema(TOOLS)["properties"]["name"] == {"const": "set_timer"}
     assert parse_body('{"name": "set_timer", "arguments": {"minutes": 7}}') == TIMER
 
 

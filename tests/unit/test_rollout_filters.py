@@ -16,7 +16,7 @@ from supertiny.errors import CorruptArtifact
 from supertiny.records import Call, Completion, Judgement, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.config import FiltersConfig
 from supertiny.rollout.filters import filter_groups, majority
-from supertiny.rollout.ledger import check_complete, publish, write_tables
+from supertiny.rollout.ledger import add, check_complete, publish, write_tables
 from supertiny.rollout_table import read_rejected, read_rollouts
 from supertiny.tasks.calls import render
 
@@ -229,6 +229,21 @@ def test_a_lost_or_doubled_rollout_is_named(kept: list[int], message: str) -> No
 def test_a_rollout_that_nobody_asked_for_is_named() -> None:
     with pytest.raises(CorruptArtifact, match=r"1 not asked for \(p/1\)"):
         check_complete(["p/0", "p/1"], ["p/0"])
+
+
+def test_prompts_filtered_part_by_part_are_judged_and_counted_as_all_at_once() -> None:
+    parts = [group([ON, None, OFF] if at % 2 else [ON, ON, ON], prompt_id=f"p{at}") for at in range(4)]
+    filters = FiltersConfig(min_agreement=0.5, max_pass_rate=0.9, drop_duplicates=True)
+    total: dict[str, Any] = {"rejected_by_layer": {}, "pass_rates": {}}
+    rollouts = []
+    for part in parts:
+        filtered = filter_groups(part, filters)
+        rollouts += filtered.rollouts
+        add(total, {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates})
+    whole = filter_groups([rollout for part in parts for rollout in part], filters)
+    assert rollouts == whole.rollouts
+    assert total == {"rejected_by_layer": whole.rejected_by_layer, "pass_rates": whole.pass_rates}
+    assert sum(total["rejected_by_layer"].values()) > 0
 
 
 def test_a_ledger_of_several_parts_is_that_of_the_whole(tmp_path: Path) -> None:

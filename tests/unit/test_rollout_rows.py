@@ -229,6 +229,25 @@ def test_rows_are_worked_on_at_the_same_time_and_share_the_engines_time(tmp_path
     assert 0 < sum(row.engine_seconds for row in made) < time.monotonic() - started
 
 
+class EndlessLlm(MortalLlm):
+    """Never answers; cancelled, it says what it had used."""
+
+    async def complete(self, messages: Sequence[Message], **options: Any) -> list[Completion]:
+        """Never, and it takes its time to stop."""
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.2)
+            raise asyncio.CancelledError(Usage(prompt_tokens=5, completion_tokens=2)) from None
+        return []
+
+
+def test_a_call_that_was_under_way_when_its_row_was_given_up_is_paid_for(tmp_path: Path) -> None:
+    (row,) = rollouts(["fine"], tmp_path, EndlessLlm(shout), timeout_seconds=1)
+    assert row.verdict.reason == "timed_out"
+    assert row.completion.usage == Usage(calls=1, prompt_tokens=5, completion_tokens=2)
+
+
 NONSENSE = {
     "break": ("failed", "KeyError: 'room'"),
     "nonsense": ("failed", "NonsenseError"),

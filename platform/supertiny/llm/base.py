@@ -73,7 +73,10 @@ class Llm(Protocol):
     async def complete(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
     ) -> list[Completion]:
-        """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1."""
+        """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1.
+
+        Their usage adds up to what the call took. Where it is cancelled, an engine that knows what it took until then says so (`spent`).
+        """
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """A given answer as this model sees it: its tokens, end of turn included, each with the top K tokens, in one prefill.

@@ -94,8 +94,7 @@ class VllmLlm:
         """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1.
 
         Raises:
-            PromptRefused: the prompt leaves no room for `max_tokens`.
-            ValueError: vLLM refuses `sampling`, such as a JSON schema that it has no grammar for.
+            PromptRefused: the prompt leaves no room for `max_tokens`, or vLLM refuses the request: it has no grammar for its schema, say.
             NoProgress: nothing came out of the engine for `no_progress_seconds`.
         """
         from vllm import SamplingParams
@@ -249,12 +248,14 @@ class VllmLlm:
                 item.spent.set_result(spent_so_far(engine.output_processor, item.request.request_id))
                 engine.abort_request([item.request.request_id])
             return
+        from vllm.exceptions import VLLMClientError
+
         self._waiting[item.request_id] = item
         try:
             prompt = {"type": "token", "prompt_token_ids": item.token_ids}
             engine.add_request(item.request_id, prompt, item.params, lora_request=self._adapter)
-        except ValueError as error:  # this request is wrong; the engine is not
-            self._waiting.pop(item.request_id).future.set_exception(error)
+        except (ValueError, VLLMClientError) as error:  # this request is wrong; the engine is not
+            self._waiting.pop(item.request_id).future.set_exception(PromptRefused(f"vLLM refuses the request: {error}"))
 
     def _fail_waiting(self) -> None:
         error = self.failure or NoProgress(f"{self._thread.name} was closed before it answered")

@@ -150,8 +150,10 @@ class Sandbox:
             if reading.done():
                 await reading
         finally:
-            for task in (reading, dying, *process.calls.values()):
-                task.cancel()
+            reading.cancel()
+            dying.cancel()
+            for call in process.calls.values():
+                _cancel(call)
 
     async def _read(self, process: _Process) -> None:
         wire.send(process.writer, self._start)
@@ -169,7 +171,7 @@ class Sandbox:
             self._settle(message.row, message.completion, message.verdict)
         elif isinstance(message, wire.Forget):
             if call := process.calls.get(message.call):
-                call.cancel()
+                _cancel(call)
         elif message.row in self._rows:
             row = self._rows[message.row]
             call = process.calls[message.call] = asyncio.create_task(_answer(process, message, row.meter))
@@ -201,9 +203,15 @@ class Sandbox:
 async def _end_calls(row: _Row) -> None:
     """End a row's calls that nobody waits for, so that its meter has all that they used."""
     for call in row.calls:
-        call.cancel()
+        _cancel(call)
     if row.calls:
         await asyncio.wait(set(row.calls), timeout=_LAST_CALLS_SECONDS)
+
+
+def _cancel(call: asyncio.Task[None]) -> None:
+    """Cancel a call once: a second time would interrupt the engine as it says what the call has used."""
+    if not call.cancelling():
+        call.cancel()
 
 
 async def _started(process: _Process, task_path: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from supertiny.cli import configure_logging
 from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
-from supertiny.records import Completion, Judgement, Prompt, Rollout, Usage, Verdict
+from supertiny.records import Completion, Judgement, Prompt, Rollout, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.judge import judge, judge_messages, with_judgement
 from supertiny.rollout.meter import Clock, Meter
@@ -99,7 +99,7 @@ class TeacherActor:
             judgement = await asyncio.wait_for(judge(llm, prompt, self._tools, text, config), self._row_timeout_seconds)
         except Exception as error:
             asked = judge_messages(prompt, self._tools, text, config)
-            judgement = Judgement(prompt=asked, answers=[], score=None, usage=Usage(calls=0))
+            judgement = Judgement(prompt=asked, answers=[], score=None, usage=llm.total.usage)
             return rejected("judge_failed", describe(error)).model_copy(update={"judgement": judgement, "score": verdict.score})
         return with_judgement(verdict, judgement, config)
 

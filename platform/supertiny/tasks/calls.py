@@ -40,8 +40,12 @@ def parse(text: str) -> list[Call]:
 
 
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
-    """JSON schema of the body of one call of these tools, for `Sampling.json_schema`; `parse_body` reads what is drawn with it."""
-    return {"anyOf": [_body_schema(tool["function"]) for tool in tools]}
+    """JSON schema of the body of one call of these tools, for `Sampling.json_schema`; `parse_body` reads what is drawn with it.
+
+    Of one tool it is an object, which every endpoint takes; of several a choice (`anyOf`), which vLLM takes and OpenAI does not.
+    """
+    bodies = [_body_schema(tool["function"]) for tool in tools]
+    return bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
 
 
 def parse_body(body: str) -> Call:
