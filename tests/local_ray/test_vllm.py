@@ -14,13 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from tiny_model import make_tiny_model
+from tiny_task import TinyTask
 
-from supertiny.config import TaskConfig
+from supertiny.config import TaskConfig, validate
 from supertiny.errors import MissingInput, NoProgress, PromptRefused
-from supertiny.llm.base import Sampling, pipeline_step
+from supertiny.llm.base import Llm, Sampling, pipeline_step
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
+from supertiny.records import Completion, Prompt
 from supertiny.rollout.config import RolloutConfig
 from supertiny.rollout.ledger import write_tables
 from supertiny.rollout.meter import Clock, Meter
@@ -234,11 +236,18 @@ def test_usage_is_what_the_engines_own_counters_say_to_the_token(counted: tuple[
     assert 0 < meter.steps["late"].usage.completion_tokens < 12 * 40
 
 
-def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(counted: tuple[VllmLlm, Counters], tmp_path: Path) -> None:
-    llm, counters = counted
-    before = counters.prompt, counters.cached, counters.generated
-    task = TaskConfig(path="tiny_task:TinyTask", options={"num_prompts": 10, "asked": str(tmp_path / "asked"), "seconds": 0})
-    config = RolloutConfig(task=task)
+class TalkTask(TinyTask):
+    """As many tokens as there is room for."""
+
+    async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
+        """Several completions at once."""
+        return (await llm.complete(prompt.messages, n=2, sampling=Sampling(temperature=1.0, max_tokens=150)))[0]
+
+
+def ledger_of(llm: VllmLlm, folder: Path, task_class: str, **layout: float) -> dict[str, Any]:
+    """The ledger's counts of 20 rollouts over an engine."""
+    task = TaskConfig(path=task_class, options={"num_prompts": 10, "asked": str(folder / "asked"), "seconds": 0})
+    config = validate(RolloutConfig, {"task": task, "layout": layout}, "test")
     prompts = load_task(task).prompts("train")
     rows = pa.table(
         {
@@ -255,10 +264,34 @@ def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(cou
         finally:
             await actor.aclose()
 
-    ledger = write_tables(tmp_path, [from_table(asyncio.run(run()), "test")])
-    spent = counters.prompt - before[0], counters.cached - before[1], counters.generated - before[2]
+    return write_tables(folder, [from_table(asyncio.run(run()), "test")])
+
+
+def spent_since(counters: Counters, before: tuple[int, int, int]) -> dict[str, int]:
+    now = counters.prompt, counters.cached, counters.generated
+    names = "prompt_tokens", "cached_tokens", "completion_tokens"
+    return {name: after - earlier for name, after, earlier in zip(names, now, before, strict=True)}
+
+
+def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(counted: tuple[VllmLlm, Counters], tmp_path: Path) -> None:
+    llm, counters = counted
+    before = counters.prompt, counters.cached, counters.generated
+    ledger = ledger_of(llm, tmp_path, "tiny_task:TinyTask")
+    spent = spent_since(counters, before)
     assert (ledger["rollouts"], ledger["model_calls"]) == (20, 40)
-    assert (ledger["prompt_tokens"], ledger["cached_tokens"], ledger["completion_tokens"]) == spent
+    assert {name: ledger[name] for name in spent} == spent
+
+
+def test_a_ledger_has_every_token_of_its_own_engine_that_was_drawn_for_rows_that_took_too_long(
+    counted: tuple[VllmLlm, Counters], tmp_path: Path
+) -> None:
+    llm, counters = counted
+    before = counters.prompt, counters.cached, counters.generated
+    ledger = ledger_of(llm, tmp_path, f"{__name__}:TalkTask", row_timeout_seconds=0.3)
+    spent = spent_since(counters, before)
+    assert ledger["rejected_by_reason"]["timed_out"] > 0
+    assert spent["completion_tokens"] > 0
+    assert {name: ledger[name] for name in spent} == spent
 
 
 def test_every_one_of_n_completions_reads_the_prompt_and_says_what_the_cache_had_of_it(counted: tuple[VllmLlm, Counters]) -> None:
