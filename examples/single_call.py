@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 from supertiny.errors import MalformedCall
-from supertiny.llm.base import Llm, Sampling
+from supertiny.llm.base import Llm, Sampling, pipeline_step
 from supertiny.records import Call, Completion, Prompt, Tool, Verdict
 from supertiny.tasks.calls import check_schema, grade, parse, render
 
@@ -64,7 +64,8 @@ class ConvertTask:
 
     async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
         """One call of the teacher, with its top-k as it sampled."""
-        return (await llm.complete(prompt.messages, tools=self.tools, sampling=self._sampling, logprobs=self._top_k))[0]
+        with pipeline_step("answer"):
+            return (await llm.complete(prompt.messages, tools=self.tools, sampling=self._sampling, logprobs=self._top_k))[0]
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
         """Whether the one call converts to what the reference does: 0.5 kilometres may be 500 metres."""

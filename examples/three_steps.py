@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from supertiny.errors import MalformedCall, ToolFailure
-from supertiny.llm.base import Llm, Sampling
+from supertiny.llm.base import Llm, Sampling, pipeline_step
 from supertiny.records import Call, Completion, Message, Prompt, Tool, Usage, Verdict
 from supertiny.tasks.calls import check_schema, parse, render
 
@@ -82,19 +82,21 @@ class OrdersTask:
     async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
         """The query that the teacher settles on, in the student's format, with the teacher's top-k over it."""
         question = str(prompt.messages[-1]["content"])
-        columns, usage = await _ask(llm, f"{SCHEMA}\nWhich columns does this question need? Their names only.\n{question}")
+        columns, usage = await _ask(llm, "columns", f"{SCHEMA}\nWhich columns does this question need? Their names only.\n{question}")
         request = f"{SCHEMA}\nColumns: {columns}\nOne SQLite SELECT that answers this, and nothing else.\n{question}"
-        sql, more = await _ask(llm, request, self._temperature)
+        sql, more = await _ask(llm, "query", request, self._temperature)
         usage += more
         for _ in range(self._checks):
             outcome, failed = _outcome(sql)
-            checked, more = await _ask(llm, f"{request}\nYour query: {sql}\nIts outcome: {outcome}\nThe same query, or a better one:")
+            feedback = f"Your query: {sql}\nIts outcome: {outcome}\nThe same query, or a better one:"
+            checked, more = await _ask(llm, "check", f"{request}\n{feedback}")
             usage += more
             settled, sql = checked == sql and not failed, checked
             if settled:
                 break
         text = render([Call(name="query_orders", arguments={"sql": sql})])
-        scored = await llm.score(prompt.messages, text, tools=self.tools, logprobs=self._top_k)
+        with pipeline_step("score"):
+            scored = await llm.score(prompt.messages, text, tools=self.tools, logprobs=self._top_k)
         return scored.model_copy(update={"text": text, "usage": usage + scored.usage})
 
     def verify(self, prompt: Prompt, text: str) -> Verdict:
@@ -151,9 +153,10 @@ def _orders() -> Iterator[sqlite3.Connection]:
         database.close()
 
 
-async def _ask(llm: Llm, request: str, temperature: float = 0.0) -> tuple[str, Usage]:
+async def _ask(llm: Llm, step: str, request: str, temperature: float = 0.0) -> tuple[str, Usage]:
     messages: list[Message] = [{"role": "user", "content": request}]
-    answer = (await llm.complete(messages, sampling=Sampling(temperature=temperature, max_tokens=128)))[0]
+    with pipeline_step(step):
+        answer = (await llm.complete(messages, sampling=Sampling(temperature=temperature, max_tokens=128)))[0]
     return answer.text.strip().removeprefix("```sql").strip("`").strip(), answer.usage
 
 

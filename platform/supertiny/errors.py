@@ -9,7 +9,7 @@ SupertinyError
 ├── NoProgress          (TimeoutError)       something made no progress for longer than its limit
 ├── MalformedCall       (ValueError)         a completion is not a well-formed list of function calls
 ├── ToolFailure         (RuntimeError)       a tool refused its arguments, raised, or ran out of time
-├── PromptRefused       (ValueError)         an engine cannot take a prompt: too long, or nothing its template renders
+├── PromptRefused       (ValueError)         an engine cannot take a prompt: too long, or nothing its template or grammar knows
 ├── ArmBusy             (RuntimeError)       a served arm's queue is full, or no replica of it is up
 ├── NotFinite           (ArithmeticError)    a loss or gradient is NaN or infinite
 └── GateNotPassed       (RuntimeError)       promotion of an artifact whose gate did not pass
@@ -55,7 +55,7 @@ class ToolFailure(SupertinyError, RuntimeError):
 
 
 class PromptRefused(SupertinyError, ValueError):
-    """An engine cannot take a prompt: too long, or nothing its template renders."""
+    """An engine cannot take a prompt: too long, nothing its template renders, or a schema that it has no grammar for."""
 
 
 class ArmBusy(SupertinyError, RuntimeError):

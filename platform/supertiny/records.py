@@ -65,6 +65,23 @@ class Usage(Record):
         )
 
 
+class StepUsage(Record):
+    """What the model calls of one pipeline step took."""
+
+    usage: Usage = Usage(calls=0)
+    engine_seconds: float = 0.0
+    """Their share of the time in which our engine was busy."""
+    endpoint_usd: float = 0.0
+    """Dollars for tokens, where an endpoint with a price answered."""
+
+    def __add__(self, other: StepUsage) -> StepUsage:
+        return StepUsage(
+            usage=self.usage + other.usage,
+            engine_seconds=self.engine_seconds + other.engine_seconds,
+            endpoint_usd=self.endpoint_usd + other.endpoint_usd,
+        )
+
+
 class Completion(Record):
     """What a model, or a whole teacher pipeline, answered to one prompt."""
 
@@ -74,6 +91,8 @@ class Completion(Record):
     """The completion's T tokens in the student's prompt format, the end-of-turn token included; empty where the engine gives none."""
     top_k: TopK | None = None
     """The teacher's distribution over each of `token_ids`; None where it was not asked for or cannot be had."""
+    token_logprobs: list[float] | None = None
+    """Natural-log probabilities of `token_ids` themselves under the model that scored them; no table keeps them."""
     finish_reason: Literal["stop", "length"] = "stop"
     usage: Usage = Usage()
 
@@ -119,6 +138,10 @@ class Rollout(Record):
     """From the pipeline's first call to its answer, other prompts being in flight."""
     engine_seconds: float = 0.0
     """Its share of the time in which the engine was busy: those of all rollouts add up to it."""
+    student_logprob: float | None = None
+    """Mean log-probability of the completion's tokens under the student, nats a token; None where it was not asked, or could not say."""
+    steps: dict[str, StepUsage] = Field(default_factory=dict)
+    """What each pipeline step took, by name; the filters that ask a model stand beside them as `filters.judge`, …"""
 
 
 def is_utf8(text: str) -> bool:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import CorruptArtifact, MissingInput
-from supertiny.records import Completion, Judgement, Prompt, Rollout, TopK, Usage, Verdict, is_utf8
+from supertiny.records import Completion, Judgement, Prompt, Rollout, StepUsage, TopK, Usage, Verdict, is_utf8
 
 ACCEPTED = "rollouts.parquet"
 REJECTED = "rejected.parquet"
@@ -52,6 +52,8 @@ SCHEMA = pa.schema(
         pa.field("judgement", pa.string()),  # JSON; null where no model judged
         pa.field("seconds", pa.float32(), nullable=False),
         pa.field("engine_seconds", pa.float32(), nullable=False),
+        pa.field("student_logprob", pa.float32()),  # null where no student scored it
+        pa.field("steps", pa.string(), nullable=False),  # JSON: what each pipeline step took
     ]
 )
 
@@ -78,6 +80,24 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
         CorruptArtifact: a rollout's teacher log-probabilities do not fit its tokens.
     """
     pq.write_table(to_table(rollouts), path, compression="zstd")
+
+
+class TableWriter:
+    """A Parquet file of rollouts as `write_rollouts` makes it, written part by part; a context manager, which closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+
+    def write(self, rollouts: Sequence[Rollout]) -> None:
+        """Add rows; raises as `write_rollouts`."""
+        if rollouts:
+            self._file.write_table(to_table(rollouts))
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
 
 def read_table(path: Path) -> pa.Table:
@@ -151,6 +171,8 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         "judgement": None if verdict.judgement is None else _json(verdict.judgement.model_dump()),
         "seconds": rollout.seconds,
         "engine_seconds": rollout.engine_seconds,
+        "student_logprob": rollout.student_logprob,
+        "steps": _json({name: step.model_dump() for name, step in rollout.steps.items()}),
     }
 
 
@@ -190,7 +212,14 @@ def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Ro
         verdict=_verdict(row),
         seconds=row["seconds"],
         engine_seconds=row["engine_seconds"],
+        student_logprob=row["student_logprob"],
+        steps=read_steps(row["steps"]),
     )
+
+
+def read_steps(value: str) -> dict[str, StepUsage]:
+    """What each pipeline step of a row took, from its column `steps`."""
+    return {name: StepUsage.model_validate(step) for name, step in json.loads(value).items()}
 
 
 def _verdict(row: dict[str, Any]) -> Verdict:

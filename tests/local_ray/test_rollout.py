@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from rollout_jobs import start_job, wait_for_blocks
 from tiny_model import make_tiny_model
+from tiny_rollouts import make_student
 
 from supertiny.artifacts import open_artifact
 from supertiny.config import TaskConfig, validate
-from supertiny.errors import CorruptArtifact, MissingInput, NoProgress, PlanTooBig
+from supertiny.errors import ConfigError, CorruptArtifact, MissingInput, NoProgress, PlanTooBig
 from supertiny.rollout.blocks import finished_ids
 from supertiny.rollout.config import RolloutConfig
 from supertiny.rollout_table import read_rejected, read_rollouts
@@ -43,28 +42,6 @@ blocks_in_flight = 1
 no_progress_seconds = 120
 log_every_seconds = 1
 """
-
-
-def start_job(checkout: Path, config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """`jobs/rollout.py` with a Ray of its own, of as many logical CPUs as the machine has cores."""
-    path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    command = [sys.executable, str(checkout / "jobs" / "rollout.py"), "--config", str(config)]
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": "local"}, stdout=file, stderr=file, start_new_session=True
-        )
-
-
-def wait_for_blocks(job: subprocess.Popen[bytes], root: Path, num_rows: int) -> set[str]:
-    """Ids in finished blocks once there are `num_rows` of them."""
-    for _ in range(1200):
-        done = next(root.glob(".rollouts.*.partial/.done"), None)
-        ids = finished_ids(done) if done else set()
-        if len(ids) >= num_rows:
-            return ids
-        assert job.poll() is None, "the job ended before it could be killed"
-        time.sleep(0.1)
-    raise AssertionError("no blocks within two minutes")
 
 
 @pytest.mark.ray
@@ -188,3 +165,38 @@ def test_a_teacher_whose_weights_were_cut_short_is_found_before_ray_starts(tmp_p
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CorruptArtifact, match=r"model\.safetensors: .* bytes, the manifest says"):
         rollout(RolloutConfig(run_root=str(tmp_path), teacher="tiny"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_students_likelihood_is_scored_on_real_engines_and_filters_what_it_finds_unlikely(tmp_path: Path, local_ray: None) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    make_tiny_model(tmp_path, "tiny")
+    make_tiny_model(tmp_path, "student")
+    engine = {"max_model_len": 128, "max_num_seqs": 8, "kv_cache_gib": 0.1, "num_threads": 1}
+    task = {"path": "tiny_task:TinyTask", "options": {"num_prompts": 6, "asked": str(tmp_path / "asked"), "seconds": 0}}
+    likelihood = {"student": "student", "engine": engine, "min_logprob": -1000.0}
+    values = {"run_root": str(tmp_path), "teacher": "tiny", "task": task, "engine": engine, "filters": {"likelihood": likelihood}}
+    made = rollout(validate(RolloutConfig, values, "test"))
+
+    rows = read_rollouts(made.path)
+    assert len(rows) == 12
+    assert all(row.student_logprob is not None and -1000 < row.student_logprob < 0 for row in rows)
+    ledger = json.loads((made.path / "ledger.json").read_text())
+    assert ledger["by_pipeline_step"]["filters.likelihood"]["model_calls"] == 12
+    assert set(ledger["cost"]["by_pipeline_step"]) == {"unnamed", "filters.likelihood"}
+    assert set(made.manifest.parents) == {"teacher", "student"}
+
+
+def test_a_student_that_is_not_there_or_speaks_other_tokens_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    make_tiny_model(tmp_path, "tiny")
+    likelihood = {"student": "student", "min_logprob": -1.0}
+    config = validate(RolloutConfig, {"run_root": str(tmp_path), "teacher": "tiny", "filters": {"likelihood": likelihood}}, "test")
+    with pytest.raises(MissingInput, match=r"nothing at .*student"):
+        rollout(config)
+    make_student(tmp_path, "student")
+    with pytest.raises(ConfigError, match=r"student/tokenizer.json differs from the teacher's"):
+        rollout(config)

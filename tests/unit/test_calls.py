@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from supertiny.errors import MalformedCall
 from supertiny.records import Call
-from supertiny.tasks.calls import argument_f1, check_schema, grade, matches, most_common, parse, render
+from supertiny.tasks.calls import argument_f1, call_schema, check_schema, grade, matches, most_common, parse, parse_body, render
 
 LIGHT = Call(name="set_light", arguments={"room": "kitchen", "power": "on"})
 TIMER = Call(name="set_timer", arguments={"minutes": 7})
@@ -35,6 +35,24 @@ def test_what_is_rendered_is_parsed_again(some: list[Call]) -> None:
 
 def test_a_call_is_written_as_hermes_and_qwen_write_it() -> None:
     assert render([TIMER]) == '<tool_call>\n{"name": "set_timer", "arguments": {"minutes": 7}}\n</tool_call>'
+
+
+def test_the_schema_of_a_call_takes_what_its_tool_takes_and_nothing_else() -> None:
+    import jsonschema
+
+    room = {"type": "function", "function": {"name": "dim", "parameters": {"type": "object", "required": ["room"]}}}
+    takes = jsonschema.Draft202012Validator(call_schema([*TOOLS, room])).is_valid
+    bodies = [
+        {"name": "set_timer", "arguments": {"minutes": 7}},
+        {"name": "dim", "arguments": {"room": "hall"}},
+        {"name": "set_timer", "arguments": {"minutes": "7"}},
+        {"name": "dim", "arguments": {}},
+        {"name": "set_light", "arguments": {}},
+        {"name": "set_timer", "arguments": {}, "why": "because"},
+    ]
+    assert [takes(body) for body in bodies] == [True, True, False, False, False, False]
+    assert call_schema(TOOLS)["properties"]["name"] == {"const": "set_timer"}
+    assert parse_body('{"name": "set_timer", "arguments": {"minutes": 7}}') == TIMER
 
 
 def test_text_around_a_call_does_not_hide_it() -> None:

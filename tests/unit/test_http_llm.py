@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +14,9 @@ import fastapi
 import pytest
 import uvicorn
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from raw_endpoint import BROKEN, GOOD, http, raw_endpoint
 
-from supertiny.errors import ConfigError, NoProgress, PromptRefused
+from supertiny.errors import ConfigError, MalformedCall, NoProgress, PromptRefused
 from supertiny.llm.base import Sampling
 from supertiny.llm.config import EndpointConfig
 from supertiny.llm.http import HttpLlm
@@ -111,7 +114,7 @@ def test_the_cost_of_several_completions_is_counted_once(endpoint: Endpoint, url
 
 
 def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endpoint, url: str) -> None:
-    endpoint.answers = [says("hi")]
+    endpoint.answers = [says("hi", "ho")]
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     sampling = Sampling(temperature=0.5, top_p=0.9, max_tokens=9, stop=("\n",), seed=3)
     ask(quick(url), n=2, tools=[tool], sampling=sampling)
@@ -128,6 +131,13 @@ def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endp
             "tools": [tool],
         }
     ]
+
+
+def test_a_schema_for_the_answer_is_sent_as_the_response_format(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("{}")]
+    ask(quick(url), sampling=Sampling(json_schema={"type": "object"}))
+    expected = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True}}
+    assert endpoint.bodies[0]["response_format"] == expected
 
 
 def test_tool_calls_become_text_in_the_students_format(endpoint: Endpoint, url: str) -> None:
@@ -164,10 +174,13 @@ def test_an_endpoint_that_is_not_there_is_given_up_too() -> None:
         ask(quick("http://127.0.0.1:1/v1", max_retries=1))
 
 
-def test_a_slow_answer_is_a_try_that_failed(endpoint: Endpoint, url: str) -> None:
-    endpoint.answers = [says("hi")]
-    with pytest.raises(NoProgress, match="Timeout, 1 times"):
-        ask(quick(url, max_retries=0, timeout_seconds=0.001))
+def test_a_slow_answer_is_a_try_that_failed() -> None:
+    def dawdle(*_: object) -> bytes:
+        time.sleep(0.5)
+        return b""
+
+    with raw_endpoint(dawdle) as url, pytest.raises(NoProgress, match="Timeout, 1 times"):
+        ask(quick(url, max_retries=0, timeout_seconds=0.1))
 
 
 def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is_still_sent(endpoint: Endpoint, url: str) -> None:
@@ -218,3 +231,61 @@ def test_no_more_requests_are_under_way_than_allowed(endpoint: Endpoint, url: st
 def test_a_score_has_no_tokens_and_costs_nothing(url: str) -> None:
     completion = asyncio.run(quick(url).score(HELLO, "yes", logprobs=5))
     assert (completion.text, completion.token_ids, completion.top_k, completion.usage.calls) == ("yes", [], None, 0)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_answer_that_breaks_on_the_way_is_asked_for_again_and_paid_for_once(what: str) -> None:
+    with raw_endpoint(lambda _, times: BROKEN[what] if times < 2 else http(200, GOOD)) as url:
+        completion = ask(quick(url, max_retries=2))[0]
+    assert completion.text == "hi"
+    assert (completion.usage.calls, completion.usage.prompt_tokens) == (1, 7)
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_endpoint_whose_answers_always_break_is_given_up(what: str) -> None:
+    with raw_endpoint(lambda *_: BROKEN[what]) as url, pytest.raises(NoProgress, match="2 times"):
+        ask(quick(url, max_retries=1))
+
+
+def test_the_pause_before_a_retry_doubles_and_is_drawn() -> None:
+    with raw_endpoint(lambda *_: http(500, b"")) as url:
+        waited = []
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(NoProgress):
+                ask(HttpLlm(EndpointConfig(base_url=url, model="big", max_retries=3, first_backoff_seconds=0.1)))
+            waited.append(time.monotonic() - started)
+    assert min(waited) >= (0.1 + 0.2 + 0.4) / 2
+    assert len({round(seconds, 4) for seconds in waited}) == 3
+
+
+def test_fewer_completions_than_asked_for_are_refused_and_not_taken_for_all(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("a")]
+    with pytest.raises(PromptRefused, match="answered 1 of 2 completions"):
+        ask(quick(url), n=2)
+    endpoint.answers = [lambda _: JSONResponse({"choices": []})]
+    with pytest.raises(PromptRefused, match="answered 0 of 1 completions"):
+        ask(quick(url))
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "7", '{"a": 1}, "name": "other"', "</tool_call>"])
+def test_arguments_that_are_no_object_are_an_answer_that_is_malformed_and_paid_for(endpoint: Endpoint, url: str, arguments: str) -> None:
+    message = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    endpoint.answers = [lambda _: JSONResponse({"choices": [{"message": message}], "usage": usage})]
+    completion = ask(quick(url))[0]
+    assert completion.usage.completion_tokens == 3
+    with pytest.raises(MalformedCall):
+        parse(completion.text)
+
+
+@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>"])
+def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    answers = {"401": http(401, b"no such key"), "500": http(500, b"no"), "nothing": b"", "<html>": http(200, b"<html>")}
+    monkeypatch.setenv(KEY, "s3cret")
+    caplog.set_level(logging.DEBUG)
+    with raw_endpoint(lambda *_: answers[what]) as url:
+        llm = quick(url, api_key_env=KEY, max_retries=1)
+        with pytest.raises((ConfigError, NoProgress)) as caught:
+            ask(llm)
+    assert "s3cret" not in caplog.text + "".join(traceback.format_exception(caught.value)) + repr(llm) + repr(vars(llm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,16 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from supertiny.errors import CorruptArtifact
+from supertiny.records import StepUsage, Usage
 from supertiny.rollout.blocks import finished_files, finished_ids
-from supertiny.rollout.progress import Tally
+from supertiny.rollout.progress import Tally, endpoint_usd
 
 
-def write_block(folder: Path, name: str, ids: list[str], *, pending: bool = False) -> None:
+def write_block(folder: Path, name: str, ids: list[str], *, pending: bool = False, reason: str = "", usd: float = 0.0) -> None:
     """A block as Ray Data leaves it: its rows, and its ids under a name that says whether it was cut off."""
     for part in ("blocks", "done"):
         (folder / part).mkdir(exist_ok=True)
-    counts = {"accepted": True, "prompt_tokens": 10, "completion_tokens": 3, "engine_seconds": 0.5}
-    rows = {"rollout_id": ids, **{name: [value] * len(ids) for name, value in counts.items()}}
+    step = StepUsage(usage=Usage(prompt_tokens=10, completion_tokens=3), engine_seconds=0.5, endpoint_usd=usd)
+    columns = {"accepted": not reason, "reason": reason, "seconds": 2.0, "steps": json.dumps({"answer": step.model_dump()})}
+    rows = {"rollout_id": ids, **{name: [value] * len(ids) for name, value in columns.items()}}
     pq.write_table(pa.table(rows), folder / "blocks" / f"{name}-0.parquet")
     pq.write_table(pa.table({"rollout_id": ids}), folder / "done" / f"{name}{'.pending' if pending else ''}.parquet")
 
@@ -48,5 +51,13 @@ def test_a_tally_counts_every_finished_block_once(tmp_path: Path) -> None:
     write_block(tmp_path, "b", ["q/0"])
     write_block(tmp_path, "c", ["q/1"], pending=True)
     assert (tally.update(), tally.rollouts, tally.accepted) == (1, 3, 3)
-    assert (tally.prompt_tokens, tally.engine_seconds) == (30, 1.5)
+    assert tally.steps == {"answer": StepUsage(usage=Usage(calls=3, prompt_tokens=30, completion_tokens=9), engine_seconds=1.5)}
+    write_block(tmp_path, "d", ["r/0", "r/1"], reason="unlucky")
+    assert (tally.update(), tally.accepted, tally.rejected) == (1, 3, {"unlucky": 2})
     assert tally.update() == 0
+
+
+def test_what_endpoints_took_is_read_off_the_finished_blocks(tmp_path: Path) -> None:
+    write_block(tmp_path, "a", ["p/0", "p/1"], usd=0.25)
+    write_block(tmp_path, "b", ["q/0"], pending=True, usd=0.25)
+    assert endpoint_usd(finished_files(tmp_path / "blocks", tmp_path / "done")) == 0.5

@@ -33,12 +33,69 @@ def test_a_teacher_beside_an_endpoint_would_have_no_effect_and_is_refused() -> N
         ({"filters": {"judge": {"min_score": 6}}}, "filters.judge: min_score 6 is over max_score 5: nothing would be accepted"),
         ({"filters": {"judge": {"votes": 3}}}, "filters.judge: 3 votes at temperature 0 would all be the same"),
         ({"filters": {"min_pass_rate": 0.8, "max_pass_rate": 0.5}}, "filters: min_pass_rate 0.8 is over max_pass_rate 0.5"),
+        ({"filters": {"likelihood": {"student": "base"}}}, "filters.likelihood: neither keep_per_prompt nor min_logprob"),
+        ({"filters": {"likelihood": {"min_logprob": -1.0}}}, "filters.likelihood.student"),
         ({"filters": {"max_pass_rate": 0.3}, "group_size": 2}, "max_pass_rate 0.3 with group_size 2 keeps nothing"),
     ],
 )
 def test_filters_that_would_keep_nothing_or_do_nothing_are_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(RolloutConfig, values, "x")
+
+
+def test_a_scripted_engine_beside_a_teacher_or_an_endpoint_is_refused() -> None:
+    scripted = {"scripted": {"delay_seconds": 0.1}}
+    assert validate(RolloutConfig, scripted, "x").scripted is not None
+    with pytest.raises(ConfigError, match="with a scripted engine, teacher would have no effect"):
+        validate(RolloutConfig, {**scripted, "teacher": "teacher"}, "x")
+    with pytest.raises(ConfigError, match="an endpoint and a scripted engine: give the one"):
+        validate(RolloutConfig, {**scripted, "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "m"}}, "x")
+
+
+def test_a_number_of_engines_is_a_pool_that_stays_as_it_is() -> None:
+    assert validate(RolloutConfig, {"layout": {"num_engines": 3}}, "x").layout.num_engines == (3, 3)
+    assert validate(RolloutConfig, {"layout": {"num_engines": [1, 4]}}, "x").layout.num_engines == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"num_engines": [4, 1]}, r"layout: num_engines \[4, 1\]: the fewest come first"),
+        ({"num_engines": 0}, "layout.num_engines.0: Input should be greater than 0"),
+        ({"gpus_per_engine": 1.5}, "gpus_per_engine 1.5: a fraction of one GPU, or whole ones"),
+    ],
+)
+def test_a_layout_that_cannot_be_had_is_refused(layout: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(RolloutConfig, {"layout": layout}, "x")
+
+
+@pytest.mark.parametrize(
+    ("engine", "layout", "message"),
+    [
+        ({"tensor_parallel_size": 4}, {}, "engine has 4 workers on layout.cpus_per_engine 1; give it 4, or GPUs"),
+        ({"tensor_parallel_size": 4}, {"gpus_per_engine": 2}, "engine has 4 workers and layout.gpus_per_engine is 2"),
+        ({}, {"gpus_per_engine": 2}, "engine has 1 workers and layout.gpus_per_engine is 2"),
+        ({}, {"gpus_per_engine": 0.5}, "engines share a GPU .* set engine.gpu_memory_utilization"),
+        ({"gpu_memory_utilization": 0.6}, {"gpus_per_engine": 0.5}, "engines share a GPU"),
+    ],
+)
+def test_an_engine_without_a_device_for_every_worker_is_refused(engine: object, layout: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(RolloutConfig, {"engine": engine, "layout": layout}, "x")
+
+
+@pytest.mark.parametrize(
+    ("engine", "layout"),
+    [
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, {"gpus_per_engine": 4}),
+        ({"tensor_parallel_size": 2}, {"cpus_per_engine": 2}),
+        ({"gpu_memory_utilization": 0.5}, {"gpus_per_engine": 0.5}),
+        ({}, {"cpus_per_engine": 0.5}),
+    ],
+)
+def test_an_engine_with_a_device_for_every_worker_is_taken(engine: object, layout: object) -> None:
+    assert validate(RolloutConfig, {"engine": engine, "layout": layout}, "x").engine.num_workers in (1, 2, 4)
 
 
 def test_no_filter_is_on_but_for_the_schema() -> None:

@@ -12,7 +12,9 @@ import pytest
 from test_rollout_blocks import write_block
 
 from supertiny.config import validate
-from supertiny.errors import BudgetExceeded, NoProgress
+from supertiny.errors import BudgetExceeded, ConfigError, NoProgress
+from supertiny.llm.config import TokenPriceConfig
+from supertiny.records import StepUsage, Usage
 from supertiny.rollout.config import RatesConfig, RolloutConfig
 from supertiny.rollout.dry_run import describe
 from supertiny.rollout.estimate import cost, estimate, ledger_rates, measured_rates, reserved_usd, used_usd
@@ -25,11 +27,13 @@ RATES = RatesConfig(engine_seconds=0.5, prompt_tokens=100, completion_tokens=20)
 def test_an_estimate_is_rollouts_times_rates_with_the_engines_side_by_side() -> None:
     found = estimate(7200, RATES, num_engines=2, usd_per_hour=3.0)
     assert (found.prompt_tokens, found.completion_tokens, found.hours, found.usd) == (720_000, 144_000, 0.5, 1.5)
+    assert estimate(7200, RATES.model_copy(update={"endpoint_usd": 0.01}), num_engines=2, usd_per_hour=3.0).usd == 73.5
 
 
 def test_rates_are_totals_over_rollouts_and_there_are_none_of_nothing() -> None:
-    assert measured_rates(4, 2.0, 400, 80) == RATES
-    assert measured_rates(0, 0.0, 0, 0) is None
+    total = StepUsage(usage=Usage(prompt_tokens=400, completion_tokens=80), engine_seconds=2.0, endpoint_usd=1.0)
+    assert measured_rates(4, total) == RATES.model_copy(update={"endpoint_usd": 0.25})
+    assert measured_rates(0, StepUsage()) is None
 
 
 def test_a_ledgers_rates_have_its_judges_tokens_and_an_old_ledger_has_none() -> None:
@@ -43,10 +47,50 @@ def test_machines_are_paid_for_while_they_are_held_and_engines_while_they_are_bu
     assert used_usd(1800, num_engines=2, usd_per_hour=3.0) == 0.75
 
 
+STEPS = {
+    "route": StepUsage(usage=Usage(calls=500, prompt_tokens=4000, completion_tokens=500), engine_seconds=300),
+    "answer": StepUsage(usage=Usage(calls=500, prompt_tokens=6000, cached_tokens=2000, completion_tokens=1500), engine_seconds=600),
+}
+
+
 def test_the_ledgers_cost_is_both_and_that_of_a_thousand_accepted_rollouts() -> None:
-    found = cost(500, wall_seconds=1800, engine_seconds=900, num_engines=1, usd_per_hour=3.0)
+    found = cost(500, wall_seconds=1800, steps=STEPS, num_engines=1, usd_per_hour=3.0)
     assert (found["reserved_usd"], found["used_usd"], found["usd_per_thousand_accepted"]) == (1.5, 0.75, 3.0)
-    assert cost(0, 1800, 900, 1, 3.0)["usd_per_thousand_accepted"] is None
+    assert found["per_accepted"] == {
+        "calls": 2,
+        "prompt_tokens": 20,
+        "cached_tokens": 4,
+        "completion_tokens": 4,
+        "engine_seconds": 1.8,
+    }
+
+
+def test_pipeline_steps_share_the_dollars_as_they_share_the_engine() -> None:
+    by_step = cost(500, wall_seconds=1800, steps=STEPS, num_engines=1, usd_per_hour=3.0)["by_pipeline_step"]
+    assert {name: (step["reserved_usd"], step["used_usd"]) for name, step in by_step.items()} == {
+        "route": (pytest.approx(0.5), 0.25),
+        "answer": (pytest.approx(1.0), 0.5),
+    }
+
+
+def test_what_an_endpoint_takes_is_in_both_kinds_of_dollars_of_its_step() -> None:
+    steps = STEPS | {"filters.judge": StepUsage(usage=Usage(calls=500), endpoint_usd=2.0)}
+    found = cost(500, wall_seconds=1800, steps=steps, num_engines=1, usd_per_hour=3.0)
+    assert (found["reserved_usd"], found["used_usd"], found["endpoint_usd"]) == (3.5, 2.75, 2.0)
+    judge = found["by_pipeline_step"]["filters.judge"]
+    assert (judge["reserved_usd"], judge["used_usd"], judge["usd_per_thousand_accepted"]) == (2.0, 2.0, 4.0)
+
+
+def test_where_nothing_was_accepted_an_accepted_rollout_costs_nothing_that_could_be_said() -> None:
+    found = cost(0, 1800, STEPS, 1, 3.0)
+    assert (found["usd_per_thousand_accepted"], found["per_accepted"]) == (None, None)
+
+
+@pytest.mark.parametrize(("cached_usd", "usd"), [(0.5, 7.25), (None, 8.0)])
+def test_an_endpoints_dollars_are_its_price_a_million_tokens(cached_usd: float | None, usd: float) -> None:
+    price = TokenPriceConfig(prompt_usd=2.0, cached_usd=cached_usd, completion_usd=8.0)
+    used = Usage(prompt_tokens=2_000_000, cached_tokens=500_000, completion_tokens=500_000)
+    assert price.usd(used) == usd
 
 
 def spending(folder: Path, *, seconds: float = 0.0, budget_usd: float | None = None) -> Spending:
@@ -58,6 +102,14 @@ def test_what_earlier_attempts_spent_counts(tmp_path: Path) -> None:
     spending(tmp_path, seconds=1000).save()
     spending(tmp_path, seconds=500).save()
     assert spending(tmp_path).usd == pytest.approx(1500, abs=60)
+
+
+def test_endpoints_tokens_are_spent_too(tmp_path: Path) -> None:
+    money = spending(tmp_path, budget_usd=900)
+    money.check(5, 10)
+    money.endpoint_usd = 900
+    with pytest.raises(BudgetExceeded):
+        money.check(5, 10)
 
 
 def test_a_budget_is_spent_when_it_is_reached_and_none_never(tmp_path: Path) -> None:
@@ -80,7 +132,7 @@ def watched(folder: Path, money: Spending, *, rollouts: int, measured: int, no_p
     goal = Goal(
         rollouts=rollouts, measured_rollouts=measured, num_engines=1, log_every_seconds=0.05, no_progress_seconds=no_progress_seconds
     )
-    watch(Future(), Tally(folder / "blocks", folder / "done"), goal, money)
+    watch(Future(), Tally(folder / "blocks", folder / "done"), goal, money, lambda *_: None)
 
 
 def test_a_job_stops_after_the_first_prompts_if_the_others_are_too_dear(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -143,3 +195,16 @@ def test_a_task_that_is_not_to_be_had_here_gives_no_estimate(tmp_path: Path) -> 
 
 def test_prices_and_budgets_do_not_decide_what_comes_out(tmp_path: Path) -> None:
     assert config(tmp_path, budget_usd=5.0, machine="h100").settings() == config(tmp_path).settings()
+    assert priced(None).settings() == priced({"prompt_usd": 1.0, "completion_usd": 2.0}).settings()
+
+
+def priced(price: dict[str, float] | None, **cost: object) -> RolloutConfig:
+    """A rollout that asks two endpoints of the same price."""
+    endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "price": price}
+    return validate(RolloutConfig, {"endpoint": endpoint, "filters": {"judge": {"endpoint": endpoint}}, "cost": cost}, "test")
+
+
+def test_a_budget_for_endpoints_of_no_known_price_is_refused() -> None:
+    assert priced({"prompt_usd": 0.0, "completion_usd": 0.0}, budget_usd=5.0).endpoints_without_price() == []
+    with pytest.raises(ConfigError, match=r"nobody knows what endpoint and filters.judge.endpoint costs; set its price, 0 if nothing"):
+        priced(None, budget_usd=5.0)

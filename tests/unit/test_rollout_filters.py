@@ -16,7 +16,7 @@ from supertiny.errors import CorruptArtifact
 from supertiny.records import Call, Completion, Judgement, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.config import FiltersConfig
 from supertiny.rollout.filters import filter_groups, majority
-from supertiny.rollout.ledger import check_complete, publish
+from supertiny.rollout.ledger import add, check_complete, publish, write_tables
 from supertiny.rollout_table import read_rejected, read_rollouts
 from supertiny.tasks.calls import render
 
@@ -154,7 +154,15 @@ def test_every_layer_is_counted_and_the_pass_rates_are_told() -> None:
         *group([OFF], prompt_id="d", reference=OFF),
     ]
     result = filter_groups(rollouts, FiltersConfig(drop_duplicates=True, max_similarity=0.5, max_pass_rate=0.9))
-    assert result.rejected_by_layer == {"verdict": 1, "judge": 1, "agreement": 1, "pass_rate": 2, "duplicate": 1, "near_duplicate": 0}
+    assert result.rejected_by_layer == {
+        "verdict": 1,
+        "judge": 1,
+        "agreement": 1,
+        "pass_rate": 2,
+        "likelihood": 0,
+        "duplicate": 1,
+        "near_duplicate": 0,
+    }
     assert result.pass_rates == {"0/1": 1, "2/4": 1, "1/1": 2}
     assert sum(result.rejected_by_layer.values()) + len([row for row in result.rollouts if row.verdict.accepted]) == len(rollouts)
 
@@ -194,7 +202,7 @@ def test_the_order_of_the_prompts_decides_nothing(groups: list[list[list[Call] |
 
 def test_the_ledger_adds_up_and_the_tables_hold_what_it_says(tmp_path: Path) -> None:
     rollouts = group([ON, None, ON], reference=ON) + group([[], None], prompt_id="q", reference=[], slice_name="out_of_scope")
-    ledger = publish(tmp_path, rollouts, {"last_attempt": {"seconds": 1.5}})
+    ledger = publish(tmp_path, write_tables(tmp_path, [rollouts]), {"last_attempt": {"seconds": 1.5}})
     assert ledger == json.loads((tmp_path / "ledger.json").read_text())
     assert ledger["last_attempt"] == {"seconds": 1.5}
     assert (ledger["prompts"], ledger["rollouts"], ledger["accepted"], ledger["rejected"]) == (2, 5, 3, 2)
@@ -213,11 +221,38 @@ def test_the_ledger_adds_up_and_the_tables_hold_what_it_says(tmp_path: Path) -> 
     ],
 )
 def test_a_lost_or_doubled_rollout_is_named(kept: list[int], message: str) -> None:
-    rollouts = group([ON, ON, ON])
+    ids = ["p/0", "p/1", "p/2"]
     with pytest.raises(CorruptArtifact, match=message):
-        check_complete([rollouts[at] for at in kept], [rollout.rollout_id for rollout in rollouts])
+        check_complete([ids[at] for at in kept], ids)
 
 
 def test_a_rollout_that_nobody_asked_for_is_named() -> None:
     with pytest.raises(CorruptArtifact, match=r"1 not asked for \(p/1\)"):
-        check_complete(group([ON, ON]), ["p/0"])
+        check_complete(["p/0", "p/1"], ["p/0"])
+
+
+def test_prompts_filtered_part_by_part_are_judged_and_counted_as_all_at_once() -> None:
+    parts = [group([ON, None, OFF] if at % 2 else [ON, ON, ON], prompt_id=f"p{at}") for at in range(4)]
+    filters = FiltersConfig(min_agreement=0.5, max_pass_rate=0.9, drop_duplicates=True)
+    total: dict[str, Any] = {"rejected_by_layer": {}, "pass_rates": {}}
+    rollouts = []
+    for part in parts:
+        filtered = filter_groups(part, filters)
+        rollouts += filtered.rollouts
+        add(total, {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates})
+    whole = filter_groups([rollout for part in parts for rollout in part], filters)
+    assert rollouts == whole.rollouts
+    assert total == {"rejected_by_layer": whole.rejected_by_layer, "pass_rates": whole.pass_rates}
+    assert sum(total["rejected_by_layer"].values()) > 0
+
+
+def test_a_ledger_of_several_parts_is_that_of_the_whole(tmp_path: Path) -> None:
+    parts = [group([ON, None, OFF], prompt_id=f"p{at}", reference=ON if at % 2 else OFF, slice_name=f"s{at % 3}") for at in range(6)]
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole = write_tables(tmp_path / "whole", [[rollout for part in parts for rollout in part]])
+    by_parts = write_tables(tmp_path / "parts", parts)
+    assert by_parts == whole | {"engine_seconds": pytest.approx(whole["engine_seconds"])}
+    assert list(by_parts) == list(whole)
+    for read in (read_rollouts, read_rejected):
+        assert read(tmp_path / "parts") == read(tmp_path / "whole")

@@ -16,7 +16,7 @@ from supertiny.records import Message, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.judge import judge, judge_messages, read_score, with_judgement
-from supertiny.rollout.ledger import publish
+from supertiny.rollout.ledger import write_tables
 from supertiny.rollout.teacher import TeacherActor
 from supertiny.rollout_table import from_table, read_rejected, read_rollouts
 
@@ -127,7 +127,7 @@ def test_a_judge_that_answers_nonsense_or_cannot_answer_rejects_the_row_with_its
     result = filter_groups(made, RolloutConfig().filters)
     assert (result.rejected_by_layer["verdict"], result.rejected_by_layer["judge"]) == (1, 2)
 
-    ledger = publish(tmp_path, result.rollouts, {})
+    ledger = write_tables(tmp_path, [result.rollouts])
     assert [row.verdict.judgement for row in read_rollouts(tmp_path)] == [made[0].verdict.judgement]
     bad = read_rejected(tmp_path)[0].verdict.judgement
     assert bad is not None
@@ -136,6 +136,7 @@ def test_a_judge_that_answers_nonsense_or_cannot_answer_rejects_the_row_with_its
     assert ledger["judge"]["completion_tokens"] == 2 + 6
     assert ledger["model_calls"] == 4
     assert made[0].completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
+    assert {name: step["model_calls"] for name, step in ledger["by_pipeline_step"].items()} == {"unnamed": 4, "filters.judge": 2}
 
 
 def test_a_judge_that_died_ends_the_block(tmp_path: Path) -> None:

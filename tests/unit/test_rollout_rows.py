@@ -23,7 +23,7 @@ import pytest
 
 from supertiny.config import TaskConfig, validate
 from supertiny.errors import ConfigError, NoProgress
-from supertiny.llm.base import Llm
+from supertiny.llm.base import Llm, pipeline_step
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Call, Completion, Message, Prompt, Rollout, Tool, TopK, Usage, Verdict
 from supertiny.rollout.config import RolloutConfig
@@ -57,6 +57,9 @@ class WordTask:
         with self._asked.open("a") as file:
             file.write(f"{os.getpid()} {child}\n")
         answer = (await llm.complete(prompt.messages))[0]
+        if prompt.id == "stepwise":
+            with pipeline_step("again"):
+                await llm.complete(prompt.messages, n=2)
         if prompt.id in WAITS:
             await WAITS[prompt.id]()
         MISCHIEF.get(prompt.id, lambda: None)()
@@ -194,6 +197,16 @@ def test_a_rollout_has_its_prompts_answer_the_tasks_verdict_and_what_its_calls_u
     assert fine.completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
 
 
+def test_a_pipelines_named_steps_reach_the_engines_process_and_the_table(tmp_path: Path) -> None:
+    stepwise, fine = rollouts(["stepwise", "fine"], tmp_path)
+    assert {name: step.usage for name, step in stepwise.steps.items()} == {
+        "unnamed": Usage(calls=1, prompt_tokens=1, completion_tokens=1),
+        "again": Usage(calls=2, prompt_tokens=2, completion_tokens=2),
+    }
+    assert list(fine.steps) == ["unnamed"]
+    assert stepwise.engine_seconds == pytest.approx(sum(step.engine_seconds for step in stepwise.steps.values()))
+
+
 class CountingLlm(MortalLlm):
     """Remembers how many calls were in flight at once."""
 
@@ -214,6 +227,25 @@ def test_rows_are_worked_on_at_the_same_time_and_share_the_engines_time(tmp_path
     made = rollouts(["fine"] * 50, tmp_path, llm)
     assert llm.most_in_flight > 25
     assert 0 < sum(row.engine_seconds for row in made) < time.monotonic() - started
+
+
+class EndlessLlm(MortalLlm):
+    """Never answers; cancelled, it says what it had used."""
+
+    async def complete(self, messages: Sequence[Message], **options: Any) -> list[Completion]:
+        """Never, and it takes its time to stop."""
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.2)
+            raise asyncio.CancelledError(Usage(prompt_tokens=5, completion_tokens=2)) from None
+        return []
+
+
+def test_a_call_that_was_under_way_when_its_row_was_given_up_is_paid_for(tmp_path: Path) -> None:
+    (row,) = rollouts(["fine"], tmp_path, EndlessLlm(shout), timeout_seconds=1)
+    assert row.verdict.reason == "timed_out"
+    assert row.completion.usage == Usage(calls=1, prompt_tokens=5, completion_tokens=2)
 
 
 NONSENSE = {

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from supertiny.config import Config
+from supertiny.records import Usage
 
 
 class EngineConfig(Config):
@@ -27,13 +28,53 @@ class EngineConfig(Config):
     block_size: int = Field(32, ge=16)
     """Tokens of one block of keys and values; on a CPU a multiple of 32."""
     tensor_parallel_size: int = Field(1, gt=0)
-    """Devices that one model is split over."""
+    """Workers that every layer is split over, each a GPU, or on a CPU a process; it has to divide the model's attention heads."""
+    pipeline_parallel_size: int = Field(1, gt=0)
+    """Groups of such workers, each with some of the layers. All workers of an engine are on one node."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of each GPU's memory that must be free at the start (vLLM's own word); None leaves vLLM's 0.92, so set it where engines share a
+    GPU. How much is taken depends on the weights and `kv_cache_gib`. Refused on a CPU."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter, as PEFT writes it, that every request goes through. An artifact's key knows its path and not its files."""
     num_threads: int | None = Field(None, gt=0)
     """OpenMP threads of the engine on a CPU; None leaves the process's own number. Refused where there is a GPU."""
     enforce_eager: bool = True
     """Run as written instead of compiling; starts faster, and the faster of the two for models of a few million parameters."""
     no_progress_seconds: float = Field(300.0, gt=0)
     """Requests waiting and none finished for this long: the engine is given up with NoProgress."""
+
+    @property
+    def num_workers(self) -> int:
+        """Devices, or on a CPU processes, that one engine takes."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class ScriptedConfig(Config):
+    """A fake engine that answers the same to everything, to measure what is around an engine."""
+
+    answer: str = "I cannot do that."
+    """Its answer."""
+    delay_seconds: float = Field(0.0, ge=0)
+    """How long a call takes."""
+    max_num_seqs: int = Field(256, gt=0)
+    """Calls under way together, others wait: an engine answers at most `max_num_seqs / delay_seconds` of them a second."""
+
+
+class TokenPriceConfig(Config):
+    """What an endpoint takes for tokens."""
+
+    prompt_usd: float = Field(ge=0)
+    """Dollars for a million prompt tokens."""
+    cached_usd: float | None = Field(None, ge=0)
+    """Dollars for a million of those that its cache answered; None takes `prompt_usd`."""
+    completion_usd: float = Field(ge=0)
+    """Dollars for a million completion tokens."""
+
+    def usd(self, usage: Usage) -> float:
+        """Dollars for what some calls used."""
+        cached_usd = self.prompt_usd if self.cached_usd is None else self.cached_usd
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return (fresh * self.prompt_usd + usage.cached_tokens * cached_usd + usage.completion_tokens * self.completion_usd) / 1_000_000
 
 
 class EndpointConfig(Config):
@@ -48,8 +89,10 @@ class EndpointConfig(Config):
     timeout_seconds: float = Field(120.0, gt=0)
     """Of one try."""
     max_retries: int = Field(5, ge=0)
-    """Further tries after 429, a 5xx or a broken connection."""
+    """Further tries after 429, a 5xx, a broken connection or an answer that was cut short."""
     first_backoff_seconds: float = Field(0.5, gt=0)
     """Pause before the first retry; it doubles with each, up to a minute, and is drawn between half of that and all of it."""
     max_concurrency: int = Field(32, gt=0)
     """Requests under way at once."""
+    price: TokenPriceConfig | None = None
+    """What it takes for tokens; None where nobody knows, and then a ledger has no dollars for it. It decides nothing of what comes out."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from supertiny.errors import ConfigError, MalformedCall, NoProgress, PromptRefused
+from supertiny.errors import ConfigError, NoProgress, PromptRefused
 from supertiny.llm.base import GREEDY, Sampling
 from supertiny.llm.config import EndpointConfig
 from supertiny.records import Call, Completion, Message, Tool, Usage
@@ -46,7 +46,7 @@ class HttpLlm:
         """`n` completions of a conversation, tool calls written in the student's format; `logprobs` cannot be had as ids.
 
         Raises:
-            PromptRefused: the endpoint says that this request is wrong.
+            PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
             ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
             NoProgress: it failed at every try.
         """
@@ -56,9 +56,12 @@ class HttpLlm:
         async with self._places:
             answer = await self._post(body)
         try:
-            return _completions(answer)
-        except (KeyError, TypeError, AttributeError) as error:
+            completions = _completions(answer)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._fail(ConfigError(f"{self._url} answered no chat completion ({error!r}): {str(answer)[:200]}")) from None
+        if len(completions) < n:
+            raise PromptRefused(f"{self._url} answered {len(completions)} of {n} completions: {str(answer)[:200]}")
+        return completions
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """The text as given, without tokens and at no cost: the protocol has no way to ask."""
@@ -81,18 +84,22 @@ class HttpLlm:
                 problem = f"{type(error).__name__} {error}".strip()
                 continue
             if response.is_success:
-                return self._read(response)
+                try:
+                    return response.json()
+                except ValueError:
+                    problem = self._cut_short(response)
+                    continue
             problem = f"HTTP {response.status_code} {response.text[:200]}".strip()
             if response.status_code != 429 and response.status_code < 500:
                 raise self._refusal(response.status_code, problem)
             at_least = _retry_after(response)
         raise self._fail(NoProgress(f"{self._url}: {problem}, {self._endpoint.max_retries + 1} times"))
 
-    def _read(self, response: httpx.Response) -> Any:
-        try:
-            return response.json()
-        except ValueError:
-            raise self._fail(ConfigError(f"{self._url} answered no JSON: {response.text[:200]!r}; is base_url right?")) from None
+    def _cut_short(self, response: httpx.Response) -> str:
+        """What to say of an answer that is no JSON but might have become some; one that would not have ends everything."""
+        if response.text.strip() and not response.text.lstrip().startswith("{"):
+            raise self._fail(ConfigError(f"{self._url} answered no JSON: {response.text[:200]!r}; is base_url right?"))
+        return f"HTTP {response.status_code}, cut short after {len(response.content)} bytes"
 
     def _refusal(self, status: int, problem: str) -> Exception:
         if status in _NEVER_RIGHT:
@@ -119,6 +126,8 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
         body["seed"] = sampling.seed
+    if sampling.json_schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": sampling.json_schema, "strict": True}}
     return body
 
 
@@ -146,12 +155,20 @@ def _completions(answer: Any) -> list[Completion]:
 
 
 def _text(message: dict[str, Any]) -> str:
-    calls = [_call(entry["function"]) for entry in message.get("tool_calls") or []]
-    return render(calls) if calls else message.get("content") or ""
+    """The answer in the student's format; arguments that are no JSON object stand there as text, so that nobody takes them for a call."""
+    functions = [entry["function"] for entry in message.get("tool_calls") or []]
+    if not functions:
+        return message.get("content") or ""
+    calls = [(function["name"], _arguments(function["arguments"] or "{}")) for function in functions]
+    if all(isinstance(arguments, dict) for _, arguments in calls):
+        return render([Call(name=name, arguments=arguments) for name, arguments in calls])
+    bodies = [json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) for name, arguments in calls]
+    return "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
 
 
-def _call(function: dict[str, Any]) -> Call:
+def _arguments(text: str) -> Any:
     try:
-        return Call(name=function["name"], arguments=json.loads(function["arguments"] or "{}"))
+        values = json.loads(text)
     except ValueError:
-        raise MalformedCall(f"arguments that are no JSON object: {function['arguments'][:80]!r}") from None
+        return text
+    return values if isinstance(values, dict) else text

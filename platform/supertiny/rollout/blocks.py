@@ -1,4 +1,4 @@
-"""The blocks that Ray Data's row-level checkpoint says are finished.
+"""The rows that Ray Data is given, and the blocks that its row-level checkpoint says are finished.
 
 A block's ids are written to `done` as `<block>.pending.parquet`, its rows to `blocks` as `<block>*.parquet`, and only then is the
 former renamed `<block>.parquet`: so a block that was cut off never counts.
@@ -6,12 +6,34 @@ former renamed `<block>.parquet`: so a block that was cut off never counts.
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import CorruptArtifact
+from supertiny.records import Prompt
+
+_ROWS = pa.schema([("rollout_id", pa.string()), ("index", pa.int32()), ("prompt", pa.string())])
+_ROWS_AT_ONCE = 10_000
+
+
+def write_rows(rows: Iterable[tuple[str, int, Prompt]], folder: Path) -> int:
+    """Write rollouts that are to be made, as id, index and prompt, in place of what the folder held; how many they are."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    number, left = 0, iter(rows)
+    with pq.ParquetWriter(folder / "rows.parquet", _ROWS) as file:
+        while some := list(islice(left, _ROWS_AT_ONCE)):
+            ids, indices, prompts = zip(*some, strict=True)
+            texts = [json.dumps(prompt.model_dump()) for prompt in prompts]  # pydantic's own JSON refuses a lone surrogate
+            file.write_table(pa.table([ids, indices, texts], schema=_ROWS))
+            number += len(some)
+    return number
 
 
 def finished_names(done: Path) -> set[str]:

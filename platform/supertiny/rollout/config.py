@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from supertiny.config import Config, StageConfig
-from supertiny.llm.config import EndpointConfig, EngineConfig
+from supertiny.llm.config import EndpointConfig, EngineConfig, ScriptedConfig
 
 
 class LayoutConfig(Config):
     """How the work is spread over a cluster; none of it decides what comes out."""
 
-    num_engines: int = Field(1, gt=0)
-    """Actors that hold one engine each."""
+    num_engines: tuple[PositiveInt, PositiveInt] = (1, 1)
+    """Actors that hold one engine each: a number, or the fewest and the most, `[1, 4]`. Between them Ray Data's actor pool starts engines
+    while more blocks wait than are worked on, as far as the cluster has room, and ends idle ones."""
     cpus_per_engine: float = Field(1.0, ge=0)
-    """Logical CPUs that an engine's actor takes; Ray Data's own tasks need one more CPU of the cluster."""
+    """Logical CPUs of one node that an engine's actor takes; Ray Data's own tasks need one more CPU of the cluster."""
     gpus_per_engine: float = Field(0.0, ge=0)
-    """GPUs that an engine's actor takes; fractions share one."""
+    """GPUs of one node that an engine's actor takes: one a worker, or a fraction of one that engines share."""
     block_rows: int = Field(64, gt=0)
     """Rollouts of one block: what is written, and never redone, at once."""
     blocks_in_flight: int = Field(5, gt=0)
@@ -32,6 +33,20 @@ class LayoutConfig(Config):
     """No block written for this long ends the job with NoProgress."""
     log_every_seconds: float = Field(5.0, gt=0)
     """Between two progress lines."""
+
+    @field_validator("num_engines", mode="before")
+    @classmethod
+    def _a_number_is_both(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> LayoutConfig:
+        fewest, most = self.num_engines
+        if fewest > most:
+            raise ValueError(f"num_engines [{fewest}, {most}]: the fewest come first")
+        if self.gpus_per_engine > 1 and not self.gpus_per_engine.is_integer():
+            raise ValueError(f"gpus_per_engine {self.gpus_per_engine:g}: a fraction of one GPU, or whole ones")
+        return self
 
 
 class JudgeConfig(Config):
@@ -66,12 +81,23 @@ class JudgeConfig(Config):
 
 
 class LikelihoodConfig(Config):
-    """Which accepted completions of a prompt the student finds likely enough; for `rollout.likelihood.likely`."""
+    """Which accepted completions of a prompt the student finds likely enough."""
 
+    student: str
+    """The model that is to learn from the rollouts: an artifact's name in the run, a path, or `package://module/folder`. Its tokenizer has
+    to be the teacher's."""
+    engine: EngineConfig = EngineConfig()
+    """Its engine; as many of them as of the teacher's, each in a like place, once the teacher's are gone."""
     keep_per_prompt: int | None = Field(None, gt=0)
-    """Only so many of a prompt's accepted completions, the likeliest ones; None keeps all."""
+    """Only so many of a prompt's accepted texts, the likeliest ones; None keeps all."""
     min_logprob: float | None = Field(None, le=0)
     """Smallest mean log-probability of a completion's tokens under the student, nats a token; None asks for none."""
+
+    @model_validator(mode="after")
+    def _rejects_some(self) -> LikelihoodConfig:
+        if self.keep_per_prompt is None and self.min_logprob is None:
+            raise ValueError("neither keep_per_prompt nor min_logprob: the student would be asked for nothing; set one of them")
+        return self
 
 
 class FiltersConfig(Config):
@@ -91,6 +117,8 @@ class FiltersConfig(Config):
     never solved has no accepted completion and so falls out by itself."""
     max_pass_rate: float | None = Field(None, gt=0, lt=1)
     """Largest such share: a prompt above it is rejected as `often_solved`. 0.99 drops those that are always solved."""
+    likelihood: LikelihoodConfig | None = None
+    """Ask the student how likely it finds what is accepted, and reject the others as `unlikely`; `not_scored` is what it cannot take in."""
     drop_duplicates: bool = False
     """Reject a completion whose text an earlier one of its prompt already has. A nearly greedy teacher loses most rows by it."""
     max_similarity: float | None = Field(None, gt=0, lt=1)
@@ -116,6 +144,8 @@ class RatesConfig(Config):
     """Of all calls of the pipeline and the judge."""
     completion_tokens: float = Field(0.0, ge=0)
     """Likewise."""
+    endpoint_usd: float = Field(0.0, ge=0)
+    """Dollars for the tokens of endpoints."""
 
 
 class CostConfig(Config):
@@ -128,8 +158,8 @@ class CostConfig(Config):
     prices: str | None = None
     """Price table (TOML); None takes the checkout's `cluster/prices.toml`."""
     budget_usd: float | None = Field(None, gt=0)
-    """Dollars by reservation, over all attempts, after which the job stops, or which it stops before if its first 32 prompts show that they
-    will not do. Run again with a larger one, it goes on."""
+    """Dollars by reservation and for endpoints' tokens, over all attempts, after which the job stops, or which it stops before if its first
+    32 prompts show that they will not do. Run again with a larger one, it goes on."""
     rates: RatesConfig | None = None
     """What `--dry-run` estimates with; None takes the rates of the last ledger of this name in `run_root`."""
 
@@ -145,6 +175,8 @@ class RolloutConfig(StageConfig):
     """Its engine."""
     endpoint: EndpointConfig | None = None
     """An endpoint that the pipeline calls instead of `teacher`; its rollouts have no teacher log-probabilities."""
+    scripted: ScriptedConfig | None = None
+    """A fake engine instead of `teacher`, to measure everything around an engine."""
     split: str = "train"
     """Which of the task's prompts."""
     limit: int | None = Field(None, gt=0)
@@ -160,9 +192,26 @@ class RolloutConfig(StageConfig):
 
     @model_validator(mode="after")
     def _one_teacher(self) -> RolloutConfig:
+        instead = [name for name, given in (("an endpoint", self.endpoint), ("a scripted engine", self.scripted)) if given is not None]
         idle = {"teacher", "engine"} & self.model_fields_set
-        if self.endpoint is not None and idle:
-            raise ValueError(f"with an endpoint, {' and '.join(sorted(idle))} would have no effect; leave it out")
+        if instead and idle:
+            raise ValueError(f"with {instead[0]}, {' and '.join(sorted(idle))} would have no effect; leave it out")
+        if len(instead) > 1:
+            raise ValueError("an endpoint and a scripted engine: give the one that shall answer")
+        return self
+
+    @model_validator(mode="after")
+    def _devices_for_every_worker(self) -> RolloutConfig:
+        if self.endpoint is not None or self.scripted is not None:
+            return self
+        workers, cpus, gpus = self.engine.num_workers, self.layout.cpus_per_engine, self.layout.gpus_per_engine
+        if gpus == 0 and workers > max(1, cpus):
+            raise ValueError(f"engine has {workers} workers on layout.cpus_per_engine {cpus:g}; give it {workers}, or GPUs")
+        if gpus > 0 and workers != max(1, gpus):
+            raise ValueError(f"engine has {workers} workers and layout.gpus_per_engine is {gpus:g}: a worker is one GPU")
+        share = self.engine.gpu_memory_utilization
+        if 0 < gpus < 1 and (share is None or share > gpus):
+            raise ValueError(f"engines share a GPU (layout.gpus_per_engine {gpus:g}): set engine.gpu_memory_utilization to at most that")
         return self
 
     @model_validator(mode="after")
@@ -174,6 +223,25 @@ class RolloutConfig(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_budget_that_can_be_kept(self) -> RolloutConfig:
+        unpriced = self.endpoints_without_price()
+        if self.cost.budget_usd is not None and unpriced:
+            raise ValueError(
+                f"cost.budget_usd cannot be kept: nobody knows what {' and '.join(unpriced)} costs; set its price, 0 if nothing"
+            )
+        return self
+
+    def endpoints_without_price(self) -> list[str]:
+        """Where the config has endpoints whose tokens' price it does not give."""
+        judge = self.filters.judge
+        places = {"endpoint": self.endpoint, "filters.judge.endpoint": judge.endpoint if judge else None}
+        return [place for place, endpoint in places.items() if endpoint is not None and endpoint.price is None]
+
     def settings(self) -> dict[str, Any]:
-        """The fields that decide the result: layout and cost do not, so that a run may go on with others."""
-        return {key: value for key, value in super().settings().items() if key not in ("layout", "cost")}
+        """The fields that decide the result: layout, cost and prices do not, so that a run may go on with others."""
+        values = super().settings()
+        for endpoint in (values["endpoint"], (values["filters"]["judge"] or {}).get("endpoint")):
+            if endpoint is not None:
+                del endpoint["price"]
+        return {key: value for key, value in values.items() if key not in ("layout", "cost")}

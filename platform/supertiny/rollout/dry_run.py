@@ -23,7 +23,7 @@ def describe(config: RolloutConfig) -> str:
         if rates is None:
             return f"{rows}; no estimate of tokens and dollars: {source}"
         price = machine_price(config.cost.machine, config.cost.prices)
-        found = estimate(num_rollouts, rates, config.layout.num_engines, price.usd_per_hour * config.cost.num_machines)
+        found = estimate(num_rollouts, rates, config.layout.num_engines[1], price.usd_per_hour * config.cost.num_machines)
     except (SupertinyError, OSError, ValueError) as error:
         return f"no estimate: {error}"
     over = config.cost.budget_usd is not None and found.usd > config.cost.budget_usd

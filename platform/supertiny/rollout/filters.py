@@ -1,4 +1,5 @@
-"""What is decided once every completion of a prompt is there, layer by layer: agreement, pass rate, duplicates, near-duplicates.
+"""What is decided once every completion of a prompt is there, layer by layer: agreement, pass rate, the student's likelihood,
+duplicates, near-duplicates.
 
 The pass rate comes before the duplicates, which would change it, and near-duplicates come last, so that a prompt that is dropped stands in
 no other's way.
@@ -7,12 +8,13 @@ no other's way.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from supertiny.records import Call, Prompt, Rollout
-from supertiny.rollout.config import FiltersConfig
+from supertiny.rollout.config import FiltersConfig, LikelihoodConfig
+from supertiny.rollout.likelihood import Score, likely
 from supertiny.rollout.similarity import near_duplicates
 from supertiny.tasks.calls import matches, meaning, parse
 
@@ -31,20 +33,22 @@ class Filtered:
     """Number of prompts by the completions accepted before `pass_rate`: `{"0/4": 3, "4/4": 20}`."""
 
 
-def filter_groups(rollouts: Sequence[Rollout], filters: FiltersConfig) -> Filtered:
+def filter_groups(rollouts: Sequence[Rollout], filters: FiltersConfig, scores: Mapping[str, Score] | None = None) -> Filtered:
     """Every layer in turn, and prompts without a reference given their majority's.
 
     Args:
         rollouts: whole groups, each prompt's completions next to each other, as the verifier and the judge left them.
+        scores: the student's, by id of every rollout that they accepted; only with `filters.likelihood`.
     """
     judged = list(rollouts)
     agreed = _by_group(judged, lambda group: _agree(group, filters.min_agreement))
     solved = _by_group(agreed, lambda group: _by_pass_rate(group, filters.min_pass_rate, filters.max_pass_rate))
-    unique = _by_group(solved, _without_duplicates) if filters.drop_duplicates else solved
+    suited = solved if filters.likelihood is None else _by_likelihood(solved, scores or {}, filters.likelihood)
+    unique = _by_group(suited, _without_duplicates) if filters.drop_duplicates else suited
     distinct = _without_near_duplicates(unique, filters.max_similarity) if filters.max_similarity is not None else unique
     by_judge = sum(rollout.verdict.judgement is not None and not rollout.verdict.accepted for rollout in judged)
-    left = [_accepted(stage) for stage in (judged, agreed, solved, unique, distinct)]
-    layers = ("agreement", "pass_rate", "duplicate", "near_duplicate")
+    left = [_accepted(stage) for stage in (judged, agreed, solved, suited, unique, distinct)]
+    layers = ("agreement", "pass_rate", "likelihood", "duplicate", "near_duplicate")
     counts = {"verdict": len(judged) - left[0] - by_judge, "judge": by_judge}
     counts |= {layer: before - after for layer, before, after in zip(layers, left, left[1:], strict=False)}
     return Filtered(distinct, counts, pass_rates(agreed))
@@ -92,6 +96,28 @@ def _by_pass_rate(group: list[Rollout], least: float | None, most: float | None)
     if most is not None and rate > most:
         return _reject_all(group, "often_solved", f"{evidence}; max_pass_rate is {most}")
     return group
+
+
+def _by_likelihood(rollouts: list[Rollout], scores: Mapping[str, Score], config: LikelihoodConfig) -> list[Rollout]:
+    logprobs = {name: score.logprob for name, score in scores.items() if score.logprob is not None}
+    scored = [rollout for rollout in rollouts if rollout.rollout_id in logprobs]
+    kept = likely(scored, logprobs, config)
+    result = []
+    for rollout in rollouts:
+        name = rollout.rollout_id
+        if rollout.verdict.accepted and name not in logprobs:
+            rollout = _reject(rollout, "not_scored", scores[name].evidence)
+        elif rollout.verdict.accepted and name not in kept:
+            rollout = _reject(rollout, "unlikely", _why_unlikely(logprobs[name], config))
+        result.append(rollout)
+    return result
+
+
+def _why_unlikely(logprob: float, config: LikelihoodConfig) -> str:
+    said = f"the student gives it {logprob:.4g} nats a token"
+    if config.min_logprob is not None and logprob < config.min_logprob:
+        return f"{said}; min_logprob is {config.min_logprob:g}"
+    return f"{said}, and {config.keep_per_prompt} other texts of the prompt more"
 
 
 def _without_duplicates(group: list[Rollout]) -> list[Rollout]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from supertiny.llm.base import Llm
-from supertiny.records import Completion, Usage
+from supertiny.llm.base import Llm, current_step, spent
+from supertiny.llm.config import TokenPriceConfig
+from supertiny.records import Completion, StepUsage, Usage
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -42,29 +46,41 @@ class Clock:
 
 @dataclass
 class Meter:
-    """One rollout's calls of a model. What a call that is cancelled or fails has cost in tokens, nobody says."""
+    """One rollout's calls of a model, by pipeline step.
+
+    What a call that fails has cost in tokens, nobody says; of one that is cancelled, an engine in this process does.
+    """
 
     llm: Llm
     clock: Clock
-    usage: Usage = field(default_factory=lambda: Usage(calls=0))
-    engine_seconds: float = 0.0
+    step: str | None = None
+    """Under which all calls count; None asks who calls."""
+    price: TokenPriceConfig | None = None
+    steps: dict[str, StepUsage] = field(default_factory=dict)
+
+    @property
+    def total(self) -> StepUsage:
+        """Of all steps."""
+        return sum(self.steps.values(), StepUsage())
 
     async def complete(self, *args: Any, **options: Any) -> list[Completion]:
         """As `Llm.complete`."""
-        begun = self.clock.begin()
-        try:
-            completions = await self.llm.complete(*args, **options)
-        finally:
-            self.engine_seconds += self.clock.end(begun)
-        self.usage = sum((completion.usage for completion in completions), self.usage)
-        return completions
+        return await self._measured(self.llm.complete(*args, **options), lambda completions: completions)
 
     async def score(self, *args: Any, **options: Any) -> Completion:
         """As `Llm.score`."""
-        begun = self.clock.begin()
+        return await self._measured(self.llm.score(*args, **options), lambda completion: [completion])
+
+    async def _measured(self, call: Awaitable[T], completions: Callable[[T], list[Completion]]) -> T:
+        step, begun, usage = self.step or current_step(), self.clock.begin(), Usage(calls=0)
         try:
-            completion = await self.llm.score(*args, **options)
+            answer = await call
+            usage = sum((completion.usage for completion in completions(answer)), usage)
+        except asyncio.CancelledError as error:
+            usage = spent(error)
+            raise
         finally:
-            self.engine_seconds += self.clock.end(begun)
-        self.usage += completion.usage
-        return completion
+            usd = self.price.usd(usage) if self.price else 0.0
+            took = StepUsage(usage=usage, engine_seconds=self.clock.end(begun), endpoint_usd=usd)
+            self.steps[step] = self.steps.get(step, StepUsage()) + took
+        return answer

@@ -6,6 +6,7 @@ In the folder being made, besides what is published:
     .blocks/   finished rollouts, a file a block
     .done/     their ids: Ray Data's row-level checkpoint
     .spent/    wall seconds of all attempts
+    .unscored/, .scores/, .scored/    the same three for the student's pass over what is accepted
 """
 
 from __future__ import annotations
@@ -14,40 +15,45 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.cost import machine_price
-from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
+from supertiny.errors import ConfigError, CorruptArtifact, SupertinyError
+from supertiny.llm.folders import check_folders
 from supertiny.llm.http import HttpLlm
+from supertiny.llm.scripted import ScriptedLlm
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt, Rollout
-from supertiny.rollout.blocks import finished_files, finished_ids, finished_names
+from supertiny.rollout.blocks import finished_files, finished_ids, finished_names, write_rows
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
-from supertiny.rollout.ledger import LEDGER, check_complete, publish
-from supertiny.rollout.progress import Goal, Tally, watch
+from supertiny.rollout.fit import engines_that_fit
+from supertiny.rollout.gather import in_order, whole_groups
+from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of, write_tables
+from supertiny.rollout.metrics import RayMetrics
+from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
+from supertiny.rollout.student import Scores, StudentActor, check_tokenizer, with_score, write_unscored
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
-from supertiny.rollout_table import from_table, read_table
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
 
 
-WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent")
+WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent", ".unscored", ".scores", ".scored")
+_PROMPTS_AT_ONCE = 500
 
 
 def rollout(config: RolloutConfig) -> Artifact:
@@ -56,33 +62,63 @@ def rollout(config: RolloutConfig) -> Artifact:
     Killed and run again, it goes on with the rows that no finished block holds.
 
     Raises:
-        MissingInput: the teacher is not there.
+        MissingInput: the teacher or the student is not there.
+        ConfigError: they do not share a tokenizer, the teacher's model cannot be split as its engine says, or vLLM runs no such adapter.
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
         BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
     """
     machine_price(config.cost.machine, config.cost.prices)
+    if unpriced := config.endpoints_without_price():
+        log.warning("nobody knows what %s costs: no dollars are counted for it; set its price", " and ".join(unpriced))
+    open_llm, parents = _teacher(config)
+    open_student = None
+    if config.filters.likelihood is not None:
+        student = parents["student"] = open_artifact(config.filters.likelihood.student, config.run_root, "model")
+        if "teacher" in parents:
+            check_tokenizer(parents["teacher"].path, student.path)
+        check_folders(student.path, config.filters.likelihood.engine)
+        open_student = partial(VllmLlm, str(student.path), config.filters.likelihood.engine)
+    return make(config, "rollouts", parents, lambda folder: _build(config, open_llm, open_student, folder))
+
+
+def _teacher(config: RolloutConfig) -> tuple[OpenLlm, dict[str, Artifact]]:
+    """What builds the model that the pipeline calls, and the artifact that it is."""
     if config.endpoint is not None:
-        open_llm: OpenLlm = partial(HttpLlm, config.endpoint)
-        return make(config, "rollouts", {}, lambda folder: _build(config, open_llm, folder))
+        return partial(HttpLlm, config.endpoint), {}
+    if config.scripted is not None:
+        return partial(ScriptedLlm.from_config, config.scripted), {}
     teacher = open_artifact(config.teacher, config.run_root, "model")
-    open_llm = partial(VllmLlm, str(teacher.path), config.engine)
-    return make(config, "rollouts", {"teacher": teacher}, lambda folder: _build(config, open_llm, folder))
+    check_folders(teacher.path, config.engine)
+    return partial(VllmLlm, str(teacher.path), config.engine), {"teacher": teacher}
 
 
-def _build(config: RolloutConfig, open_llm: OpenLlm, folder: Path) -> dict[str, Any]:
+def _build(config: RolloutConfig, open_llm: OpenLlm, open_student: OpenLlm | None, folder: Path) -> dict[str, Any]:
     if (folder / LEDGER).exists():  # finished but for its manifest
         metrics: dict[str, Any] = json.loads((folder / LEDGER).read_text())
     else:
-        prompts = _prompts(config)
-        rows = [(f"{prompt.id}/{index}", index, prompt) for prompt in prompts for index in range(config.group_size)]
+        expected_ids, num_left = _write_rows(config, folder)
         usd_per_hour = machine_price(config.cost.machine, config.cost.prices).usd_per_hour * config.cost.num_machines
         spending = Spending(folder / ".spent" / "spent.json", usd_per_hour, config.cost.budget_usd)
-        speed = _generate(config, open_llm, folder, rows, spending)
-        metrics = _finish(config, folder, [row[0] for row in rows], speed, spending)
+        spending.endpoint_usd = endpoint_usd(finished_files(folder / ".blocks", folder / ".done"))
+        speed = _generate(config, open_llm, folder, num_left, spending) if num_left else {}
+        if open_student is not None:
+            _score(config, open_student, folder, spending)
+        metrics = _finish(config, folder, expected_ids, speed, spending)
     for name in WORKING_FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     return metrics
+
+
+def _write_rows(config: RolloutConfig, folder: Path) -> tuple[list[str], int]:
+    """The ids of all rollouts, and how many no finished block holds yet: those are written for Ray Data. The prompts are then let go."""
+    prompts = _prompts(config)
+    finished = finished_ids(folder / ".done")
+    ids = [f"{prompt.id}/{index}" for prompt in prompts for index in range(config.group_size)]
+    rows = ((name, at % config.group_size, prompts[at // config.group_size]) for at, name in enumerate(ids) if name not in finished)
+    num_left = write_rows(rows, folder / ".rows")
+    log.info("%s: %s rollouts to make, %s made before", config.name, num_left, len(finished))
+    return ids, num_left
 
 
 def _prompts(config: RolloutConfig) -> list[Prompt]:
@@ -97,39 +133,82 @@ def _prompts(config: RolloutConfig) -> list[Prompt]:
 def _finish(
     config: RolloutConfig, folder: Path, expected_ids: Sequence[str], speed: dict[str, float], spending: Spending
 ) -> dict[str, Any]:
-    made: dict[str, Rollout] = {}
-    for path in finished_files(folder / ".blocks", folder / ".done"):
-        for row in from_table(read_table(path), str(path)):
-            made.setdefault(row.rollout_id, row)  # twice where a killed driver's last block was finished after we had started
-    groups = [made[name] for name in expected_ids if name in made]
-    check_complete(groups, expected_ids)
-    filtered = filter_groups(groups, config.filters)
-    busy, accepted = sum(row.engine_seconds for row in groups), sum(row.verdict.accepted for row in filtered.rollouts)
+    layers: dict[str, Any] = {"rejected_by_layer": {}, "pass_rates": {}}
+    counts = write_tables(folder, _filtered(config, folder, expected_ids, layers))
     more = {
-        "rejected_by_layer": filtered.rejected_by_layer,
-        "pass_rates": filtered.pass_rates,
-        "cost": cost(accepted, spending.seconds, busy, config.layout.num_engines, spending.usd_per_hour),
+        "rejected_by_layer": layers["rejected_by_layer"],
+        "pass_rates": {rate: layers["pass_rates"][rate] for rate in sorted(layers["pass_rates"], key=Fraction)},
+        "cost": cost(counts["accepted"], spending.seconds, steps_of(counts), config.layout.num_engines[1], spending.usd_per_hour),
+        "endpoints_without_price": config.endpoints_without_price(),
         "last_attempt": speed,
     }
-    ledger = publish(folder, filtered.rollouts, more)
-    log.info("%s: %s rollouts, %s accepted, rejected %s", config.name, len(groups), ledger["accepted"], ledger["rejected_by_reason"])
+    ledger = publish(folder, counts, more)
+    log.info("%s: %s", config.name, in_one_line(ledger))
     return ledger
 
 
-def _generate(
-    config: RolloutConfig, open_llm: OpenLlm, folder: Path, rows: Sequence[tuple[str, int, Prompt]], spending: Spending
-) -> dict[str, float]:
+def _filtered(config: RolloutConfig, folder: Path, expected_ids: Sequence[str], layers: dict[str, Any]) -> Iterator[list[Rollout]]:
+    """The filtered rollouts of some prompts at a time, or of all where prompts are compared; what the layers did is added to `layers`."""
+    scores = Scores(finished_files(folder / ".scores", folder / ".scored"))
+    made = in_order(finished_files(folder / ".blocks", folder / ".done"), expected_ids)
+    for groups in whole_groups(made, None if config.filters.max_similarity is not None else _PROMPTS_AT_ONCE):
+        found = scores.of(row.rollout_id for row in groups)
+        filtered = filter_groups([with_score(row, found.get(row.rollout_id)) for row in groups], config.filters, found)
+        add(layers, {"rejected_by_layer": filtered.rejected_by_layer, "pass_rates": filtered.pass_rates})
+        yield filtered.rollouts
+
+
+def _generate(config: RolloutConfig, open_llm: OpenLlm, folder: Path, num_left: int, spending: Spending) -> dict[str, float]:
     """Make every rollout that no finished block holds yet, and say how fast that was, the engine's start included."""
     blocks, done = folder / ".blocks", folder / ".done"
-    finished = finished_ids(done)
-    left = [row for row in rows if row[0] not in finished]
-    log.info("%s: %s rollouts to make, %s made before", config.name, len(left), len(finished))
-    if not left:
-        return {}
-    spending.check(0, len(left))
+    seen = finished_names(done)
+    spending.check(0, num_left)
+    num_engines, written = _start(config.layout, TeacherActor, (open_llm, config), folder / ".rows", blocks, done)
+    tally = Tally(blocks, done, seen=seen)
+    watch(written, tally, _goal(config, num_left, num_engines), spending, RayMetrics(config.name).tell)
+    spending.save()
+    _check_all(tally, num_left)
+    seconds = tally.seconds
+    return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
+
+
+def _goal(config: RolloutConfig, rollouts: int, num_engines: int) -> Goal:
+    layout = config.layout
+    return Goal(
+        rollouts=rollouts,
+        measured_rollouts=MEASURED_PROMPTS * config.group_size,
+        num_engines=num_engines,
+        log_every_seconds=layout.log_every_seconds,
+        no_progress_seconds=layout.no_progress_seconds,
+    )
+
+
+def _score(config: RolloutConfig, open_student: OpenLlm, folder: Path, spending: Spending) -> None:
+    """Have the student score every accepted rollout that no finished block of scores holds yet."""
+    blocks, done, rows = folder / ".scores", folder / ".scored", folder / ".unscored"
+    num_left = write_unscored(finished_files(folder / ".blocks", folder / ".done"), finished_ids(done), rows)
+    log.info("%s: %s accepted rollouts for the student to score", config.name, num_left)
+    if not num_left:
+        return
+    tally = Tally(blocks, done, seen=finished_names(done))
+    num_engines, written = _start(config.layout, StudentActor, (open_student,), rows, blocks, done)
+    watch(written, tally, _goal(config, num_left, num_engines), spending, lambda *_: None)  # these rows are in the metrics already
+    spending.save()
+    _check_all(tally, num_left)
+
+
+def _check_all(tally: Tally, num_left: int) -> None:
+    if tally.rollouts < num_left:
+        raise CorruptArtifact(f"{tally.done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
+
+
+def _start(
+    layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...], rows: Path, blocks: Path, done: Path
+) -> tuple[int, Future[None]]:
+    """Begin to send rows through actors into blocks; how many actors there will be, and what ends with the last block."""
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
-    check_fits(config.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    num_engines = check_fits(layout)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # else ours is lost on the way from the actor
@@ -137,41 +216,25 @@ def _generate(
         id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
     )
     with ray.data.DataContext.current(context):
-        dataset = _dataset(config, open_llm, _write_rows(left, folder / ".rows"))
+        dataset = _dataset(layout, actor, arguments, rows)
     written: Future[None] = Future()
-    seen = finished_names(done)
     Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
-    tally = Tally(blocks, done, seen=seen)
-    watch(written, tally, _goal(config, len(left)), spending)
-    spending.save()
-    if finished_ids(done) != {row[0] for row in rows}:
-        raise CorruptArtifact(f"{done}: Ray Data finished but its checkpoint does not hold every row; was the checkpoint off?")
-    seconds = tally.seconds
-    return {"seconds": round(seconds, 3), "rollouts_per_second": tally.rollouts / seconds, "tokens_per_second": tally.tokens / seconds}
+    return num_engines, written
 
 
-def _goal(config: RolloutConfig, rollouts: int) -> Goal:
-    layout = config.layout
-    return Goal(
-        rollouts=rollouts,
-        measured_rollouts=MEASURED_PROMPTS * config.group_size,
-        num_engines=layout.num_engines,
-        log_every_seconds=layout.log_every_seconds,
-        no_progress_seconds=layout.no_progress_seconds,
-    )
-
-
-def _dataset(config: RolloutConfig, open_llm: OpenLlm, rows: Path) -> ray.data.Dataset:
-    layout = config.layout
+def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...], rows: Path) -> ray.data.Dataset:
+    fewest, most = layout.num_engines
     return (
         ray.data.read_parquet(str(rows))
         .repartition(target_num_rows_per_block=layout.block_rows)  # without it small files become one block: no checkpoints
         .map_batches(
-            TeacherActor,
-            fn_constructor_args=(open_llm, config),
+            actor,
+            fn_constructor_args=arguments,
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=layout.num_engines, max_concurrent_calls_per_actor=layout.blocks_in_flight),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=fewest, max_size=most, max_concurrent_calls_per_actor=layout.blocks_in_flight
+            ),  # Ray Data's default restarts an actor that died, and calls it again with the block that it had
             num_cpus=layout.cpus_per_engine,
             num_gpus=layout.gpus_per_engine,
         )
@@ -198,28 +261,10 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _write_rows(rows: Sequence[tuple[str, int, Prompt]], folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    columns = {
-        "rollout_id": [row[0] for row in rows],
-        "index": pa.array([row[1] for row in rows], pa.int32()),
-        "prompt": [json.dumps(row[2].model_dump()) for row in rows],  # pydantic's own JSON refuses a lone surrogate
-    }
-    pq.write_table(pa.table(columns), folder / "rows.parquet")
-    return folder
-
-
-def check_fits(layout: LayoutConfig, resources: dict[str, float]) -> None:
-    """Check that a cluster holds the engines and, beside them, one CPU for Ray Data's own tasks.
-
-    Raises:
-        PlanTooBig: it does not.
-    """
-    needs = {"CPU": layout.num_engines * layout.cpus_per_engine + 1, "GPU": layout.num_engines * layout.gpus_per_engine}
-    for name, need in needs.items():
-        if need > resources.get(name, 0):
-            raise PlanTooBig(f"rollout needs {need:g} {name}s ({layout.num_engines} engines), the cluster has {resources.get(name, 0):g}")
+def check_fits(layout: LayoutConfig) -> int:
+    """How many engines will run on this driver's cluster; raises as `engines_that_fit`."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return engines_that_fit(layout, [node["Resources"] for node in nodes if node["Alive"]])
 
 
 class _RowsChosenBefore(IdColumnCheckpointManager):

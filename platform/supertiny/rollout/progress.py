@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import NoProgress
+from supertiny.records import StepUsage
 from supertiny.rollout.blocks import block_files, finished_names
 from supertiny.rollout.estimate import estimate, measured_rates
+from supertiny.rollout.ledger import add
 from supertiny.rollout.spending import Spending
+from supertiny.rollout_table import read_steps
 
 log = logging.getLogger(__name__)
-_COUNTED = ["accepted", "prompt_tokens", "completion_tokens", "engine_seconds"]
+_COUNTED = ["accepted", "reason", "steps", "seconds"]
+Tell = Callable[["Tally", Spending, int], None]
+"""Is told how a rollout stands, and how many rollouts this attempt makes."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +51,13 @@ class Tally:
     seen: set[str] = field(default_factory=set)
     rollouts: int = 0
     accepted: int = 0
-    prompt_tokens: int = 0
-    tokens: int = 0
-    """Completion tokens."""
-    engine_seconds: float = 0.0
+    """Before the filters that need whole groups."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    sums: dict[str, Any] = field(default_factory=dict)
+    """What each pipeline step took, as plain numbers: a million rows are added up here."""
+    row_seconds: list[float] = field(default_factory=list)
+    """Of rollouts that nobody has taken yet."""
     started: float = field(default_factory=time.monotonic)
     first_rollouts: int = 0
     first_seen: float = 0.0
@@ -61,32 +74,69 @@ class Tally:
             return self.seconds / self.rollouts
         return (time.monotonic() - self.first_seen) / (self.rollouts - self.first_rollouts)
 
+    @property
+    def steps(self) -> dict[str, StepUsage]:
+        """What each pipeline step took."""
+        return {name: StepUsage.model_validate(step) for name, step in self.sums.items()}
+
+    @property
+    def total(self) -> StepUsage:
+        """Of all steps."""
+        return sum(self.steps.values(), StepUsage())
+
+    @property
+    def tokens(self) -> int:
+        """Completion tokens."""
+        return self.total.usage.completion_tokens
+
+    def seconds_left(self, total: int) -> float:
+        """Until `total` rollouts of this attempt are made, at the speed so far."""
+        return self.seconds_a_rollout * (total - self.rollouts)
+
+    def take_row_seconds(self) -> list[float]:
+        """How long each rollout took that was counted since the last time."""
+        taken, self.row_seconds = self.row_seconds, []
+        return taken
+
     def update(self) -> int:
         """Count the blocks finished since the last call, and return how many they are."""
         new = finished_names(self.done) - self.seen
         for name in new:
             for path in block_files(self.blocks, name):
-                table = pq.read_table(path, columns=_COUNTED, partitioning=None)
-                self.rollouts += table.num_rows
-                accepted, prompt_tokens, tokens, engine_seconds = (sum(table.column(name).to_pylist()) for name in _COUNTED)
-                self.accepted += accepted
-                self.prompt_tokens += prompt_tokens
-                self.tokens += tokens
-                self.engine_seconds += engine_seconds
+                self._count(pq.read_table(path, columns=_COUNTED, partitioning=None))
         self.seen |= new
         if not self.first_rollouts:
             self.first_rollouts, self.first_seen = self.rollouts, time.monotonic()
         return len(new)
 
+    def _count(self, table: pa.Table) -> None:
+        accepted, reasons, steps, seconds = (table.column(name).to_pylist() for name in _COUNTED)
+        self.rollouts += table.num_rows
+        self.accepted += sum(accepted)
+        self.row_seconds += seconds
+        self.rejected.update(reason for reason, kept in zip(reasons, accepted, strict=True) if not kept)
+        for row in steps:
+            add(self.sums, json.loads(row))
 
-def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -> None:
+
+def endpoint_usd(files: Sequence[Path]) -> float:
+    """Dollars for the tokens of endpoints in the rows of blocks."""
+    tables = (pq.read_table(path, columns=["steps"], partitioning=None) for path in files)
+    rows = (read_steps(row) for table in tables for row in table.column("steps").to_pylist())
+    return sum(step.endpoint_usd for row in rows for step in row.values())
+
+
+def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending, tell: Tell) -> None:
     """Wait until everything is written, with a line in the log now and then; what the writer raised, this raises.
+
+    Args:
+        tell: is told as often as the log, and at the end.
 
     Raises:
         NoProgress: no block was finished for `no_progress_seconds`.
         BudgetExceeded: the budget is spent, or the first prompts show that it will not do.
     """
-    moved, measured = tally.started, False
+    moved, measured, usd_before = tally.started, False, spending.endpoint_usd
     while not wait([written], timeout=goal.log_every_seconds).done:
         if tally.update():
             moved = time.monotonic()
@@ -95,18 +145,22 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending) -
                 f"no block of rollouts finished for {goal.no_progress_seconds:g} s, {tally.rollouts} of {goal.rollouts} rollouts made; "
                 "are the cluster's CPUs taken by something else? Run it again to go on from here"
             )
+        spending.endpoint_usd = usd_before + tally.total.endpoint_usd
         spending.save()
         _report(tally, goal.rollouts, spending)
+        tell(tally, spending, goal.rollouts)
         spending.check(tally.rollouts, goal.rollouts)
         if not measured and tally.rollouts >= goal.measured_rollouts:
             measured = True
             _check_estimate(tally, goal, spending)
     written.result()
     tally.update()
+    spending.endpoint_usd = usd_before + tally.total.endpoint_usd
+    tell(tally, spending, goal.rollouts)
 
 
 def _check_estimate(tally: Tally, goal: Goal, spending: Spending) -> None:
-    rates = measured_rates(tally.rollouts, tally.engine_seconds, tally.prompt_tokens, tally.tokens)
+    rates = measured_rates(tally.rollouts, tally.total)
     left = goal.rollouts - tally.rollouts
     if rates is None or not left:
         return
@@ -122,7 +176,7 @@ def _report(tally: Tally, total: int, spending: Spending) -> None:
     if not tally.rollouts:
         log.info("0/%s rollouts after %.0f s: the engine is starting, or still at its first block", total, tally.seconds)
         return
-    left = tally.seconds_a_rollout * (total - tally.rollouts)
+    left = tally.seconds_left(total)
     share, speed = tally.accepted / tally.rollouts, tally.tokens / tally.rollouts / tally.seconds_a_rollout
     log.info(
         "%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, $%.3g so far, %.0f s left",

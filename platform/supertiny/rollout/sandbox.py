@@ -21,7 +21,8 @@ from itertools import count
 from threading import Thread
 
 from supertiny.errors import ConfigError, NoProgress
-from supertiny.llm.base import Llm
+from supertiny.llm.base import Llm, pipeline_step
+from supertiny.llm.config import TokenPriceConfig
 from supertiny.records import Completion, Prompt, Verdict
 from supertiny.rollout import wire
 from supertiny.rollout.meter import Clock, Meter
@@ -32,6 +33,7 @@ MOST_ATTEMPTS = 3
 """Of a row whose process ends while nobody's code was running; so that every row comes to an end."""
 _TRACE_BYTES = 20_000
 _LAST_WORDS_SECONDS = 1.0
+_LAST_CALLS_SECONDS = 15.0
 
 
 @dataclass
@@ -49,6 +51,8 @@ class _Row:
     meter: Meter
     solved: asyncio.Future[tuple[Completion, Verdict]]
     attempts: int = 1
+    calls: set[asyncio.Task[None]] = field(default_factory=set)
+    """Under way."""
 
 
 @dataclass
@@ -82,10 +86,11 @@ class Sandbox:
         start: the task and its limits.
         llm: what the pipelines call.
         clock: of the engine under it.
+        price: of its tokens, where it is an endpoint that has one.
     """
 
-    def __init__(self, start: wire.Start, llm: Llm, clock: Clock) -> None:
-        self._start, self._llm, self._clock = start, llm, clock
+    def __init__(self, start: wire.Start, llm: Llm, clock: Clock, price: TokenPriceConfig | None = None) -> None:
+        self._start, self._llm, self._clock, self._price = start, llm, clock, price
         self._rows: dict[int, _Row] = {}
         self._names = count()
         self._runner: asyncio.Task[None] | None = None
@@ -98,7 +103,7 @@ class Sandbox:
             ConfigError: the task cannot be loaded in another process.
             NoProgress: no such process can be started.
         """
-        row = _Row(prompt, Meter(self._llm, self._clock), asyncio.get_running_loop().create_future())
+        row = _Row(prompt, Meter(self._llm, self._clock, price=self._price), asyncio.get_running_loop().create_future())
         name = next(self._names)
         self._rows[name] = row
         if self._process is not None:
@@ -109,6 +114,7 @@ class Sandbox:
             completion, verdict = await row.solved
         finally:
             self._rows.pop(name, None)
+            await _end_calls(row)
         return Solution(completion, verdict, row.meter)
 
     async def aclose(self) -> None:
@@ -144,8 +150,10 @@ class Sandbox:
             if reading.done():
                 await reading
         finally:
-            for task in (reading, dying, *process.calls.values()):
-                task.cancel()
+            reading.cancel()
+            dying.cancel()
+            for call in process.calls.values():
+                _cancel(call)
 
     async def _read(self, process: _Process) -> None:
         wire.send(process.writer, self._start)
@@ -163,10 +171,12 @@ class Sandbox:
             self._settle(message.row, message.completion, message.verdict)
         elif isinstance(message, wire.Forget):
             if call := process.calls.get(message.call):
-                call.cancel()
+                _cancel(call)
         elif message.row in self._rows:
-            call = asyncio.create_task(_answer(process, message, self._rows[message.row].meter))
-            process.calls[message.call] = call
+            row = self._rows[message.row]
+            call = process.calls[message.call] = asyncio.create_task(_answer(process, message, row.meter))
+            row.calls.add(call)
+            call.add_done_callback(row.calls.discard)
             call.add_done_callback(lambda _: process.calls.pop(message.call, None))
 
     def _settle(self, name: int, completion: Completion, verdict: Verdict) -> None:
@@ -190,6 +200,20 @@ class Sandbox:
                 self._settle(name, Completion(text=""), rejected("crashed", evidence))
 
 
+async def _end_calls(row: _Row) -> None:
+    """End a row's calls that nobody waits for, so that its meter has all that they used."""
+    for call in row.calls:
+        _cancel(call)
+    if row.calls:
+        await asyncio.wait(set(row.calls), timeout=_LAST_CALLS_SECONDS)
+
+
+def _cancel(call: asyncio.Task[None]) -> None:
+    """Cancel a call once: a second time would interrupt the engine as it says what the call has used."""
+    if not call.cancelling():
+        call.cancel()
+
+
 async def _started(process: _Process, task_path: str) -> None:
     try:
         started: wire.Started = await wire.receive(process.reader)
@@ -201,7 +225,8 @@ async def _started(process: _Process, task_path: str) -> None:
 
 async def _answer(process: _Process, ask: wire.Ask, meter: Meter) -> None:
     try:
-        reply = wire.Reply(ask.call, value=await getattr(meter, ask.method)(**ask.arguments))
+        with pipeline_step(ask.step):
+            reply = wire.Reply(ask.call, value=await getattr(meter, ask.method)(**ask.arguments))
     except Exception as error:
         reply = wire.Reply(ask.call, error=wire.portable(error))
     wire.send(process.writer, reply)

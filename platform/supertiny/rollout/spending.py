@@ -22,6 +22,8 @@ class Spending:
     usd_per_hour: float
     """Of all machines together."""
     budget_usd: float | None = None
+    endpoint_usd: float = 0.0
+    """For the tokens of finished blocks, over all attempts; those of unfinished ones are spent too, and not known."""
     started: float = field(default_factory=time.monotonic)
     seconds_before: float = field(init=False)
 
@@ -35,8 +37,8 @@ class Spending:
 
     @property
     def usd(self) -> float:
-        """By reservation."""
-        return reserved_usd(self.seconds, self.usd_per_hour)
+        """By reservation, and endpoints' tokens."""
+        return reserved_usd(self.seconds, self.usd_per_hour) + self.endpoint_usd
 
     def save(self) -> None:
         """Let the next attempt know."""

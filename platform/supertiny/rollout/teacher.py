@@ -15,7 +15,7 @@ import pyarrow as pa
 from supertiny.cli import configure_logging
 from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
-from supertiny.records import Completion, Judgement, Prompt, Rollout, Usage, Verdict
+from supertiny.records import Completion, Judgement, Prompt, Rollout, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.judge import judge, judge_messages, with_judgement
 from supertiny.rollout.meter import Clock, Meter
@@ -24,6 +24,9 @@ from supertiny.rollout.wire import Start
 from supertiny.rollout.worker import clip, describe, rejected
 from supertiny.rollout_table import to_table
 from supertiny.tasks.base import load_task
+
+JUDGE_STEP = "filters.judge"
+"""Where a ledger counts the judge's calls, beside the steps of the pipeline."""
 
 
 class FailingLlm(Llm, Protocol):
@@ -42,15 +45,18 @@ class TeacherActor:
 
     def __init__(self, open_llm: OpenLlm, config: RolloutConfig) -> None:
         configure_logging()
-        atexit.register(_be_silent)
+        atexit.register(be_silent)
         self._tools = load_task(config.task).tools
         self._llm = open_llm()
         self._judge = config.filters.judge
         self._judge_llm = HttpLlm(self._judge.endpoint) if self._judge and self._judge.endpoint else self._llm
         self._row_timeout_seconds = config.layout.row_timeout_seconds
         limits = (config.layout.row_timeout_seconds, config.layout.blocking_timeout_seconds)
-        self._clock = Clock()
-        self._sandbox = Sandbox(Start(config.task, config.filters.check_schema, *limits), self._llm, self._clock)
+        price = config.endpoint.price if config.endpoint else None
+        self._judge_price = self._judge.endpoint.price if self._judge and self._judge.endpoint else price
+        clock = Clock()
+        self._judge_clock = clock if self._judge_llm is self._llm else Clock(lambda: 0.0)  # another's busy time is not ours
+        self._sandbox = Sandbox(Start(config.task, config.filters.check_schema, *limits), self._llm, clock, price)
 
     async def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows' rollouts, judged, as a rollout table."""
@@ -69,21 +75,23 @@ class TeacherActor:
         prompt = Prompt.model_validate(json.loads(row["prompt"]))
         started = time.monotonic()
         solution = await self._sandbox.solve(prompt)
-        verdict, judging = solution.verdict, Meter(self._judge_llm, self._clock if self._judge_llm is self._llm else Clock())
+        verdict, judging = solution.verdict, Meter(self._judge_llm, self._judge_clock, JUDGE_STEP, self._judge_price)
         if self._judge is not None and verdict.accepted:
             verdict = await self._judged(judging, prompt, solution.completion.text, verdict, self._judge)
         for llm in (self._llm, self._judge_llm):
             if llm.failure is not None:
                 raise llm.failure
+        steps = solution.meter.steps | judging.steps
         return Rollout(
             rollout_id=row["rollout_id"],
             index=row["index"],
             prompt=prompt,
             tools=self._tools,
-            completion=solution.completion.model_copy(update={"usage": solution.meter.usage}),
+            completion=solution.completion.model_copy(update={"usage": solution.meter.total.usage}),
             verdict=verdict,
             seconds=time.monotonic() - started,
-            engine_seconds=solution.meter.engine_seconds + (judging.engine_seconds if self._judge_llm is self._llm else 0.0),
+            engine_seconds=sum(step.engine_seconds for step in steps.values()),
+            steps=steps,
         )
 
     async def _judged(self, llm: Meter, prompt: Prompt, text: str, verdict: Verdict, config: JudgeConfig) -> Verdict:
@@ -91,12 +99,12 @@ class TeacherActor:
             judgement = await asyncio.wait_for(judge(llm, prompt, self._tools, text, config), self._row_timeout_seconds)
         except Exception as error:
             asked = judge_messages(prompt, self._tools, text, config)
-            judgement = Judgement(prompt=asked, answers=[], score=None, usage=Usage(calls=0))
+            judgement = Judgement(prompt=asked, answers=[], score=None, usage=llm.total.usage)
             return rejected("judge_failed", describe(error)).model_copy(update={"judgement": judgement, "score": verdict.score})
         return with_judgement(verdict, judgement, config)
 
 
-def _be_silent() -> None:
+def be_silent() -> None:
     """Drop what the process still writes while it ends: Triton's bindings list dozens of objects that they leaked."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

@@ -56,6 +56,8 @@ class Ask:
     row: int
     method: str
     arguments: dict[str, Any]
+    step: str
+    """The pipeline step that asks."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 from supertiny.cli import configure_logging
 from supertiny.errors import MalformedCall
-from supertiny.llm.base import GREEDY, Sampling
+from supertiny.llm.base import GREEDY, Sampling, current_step
 from supertiny.records import Completion, Message, Prompt, Tool, Verdict
 from supertiny.rollout import wire
 from supertiny.tasks.base import Task, load_task
@@ -115,7 +115,7 @@ class RemoteLlm:
         if row not in self.open_rows:
             raise TimeoutError("this rollout was given up")
         future = self._waiting[call] = asyncio.get_running_loop().create_future()
-        wire.send(self._writer, wire.Ask(call, row, method, arguments))
+        wire.send(self._writer, wire.Ask(call, row, method, arguments, current_step()))
         try:
             return await future
         except asyncio.CancelledError:

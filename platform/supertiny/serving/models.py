@@ -94,7 +94,12 @@ def _engine_request(
     """vLLM's request. `tool_choice` "none" shows the tools to the chat template but leaves the answer's text to us."""
     from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
-    optional = {"tools": list(tools) or None, "seed": sampling.seed, "stream_options": {"include_usage": True} if stream else None}
+    optional = {
+        "tools": list(tools) or None,
+        "seed": sampling.seed,
+        "stream_options": {"include_usage": True} if stream else None,
+        "response_format": _response_format(sampling.json_schema),
+    }
     return ChatCompletionRequest(
         messages=list(messages),
         request_id=uuid.uuid4().hex,  # Serve's own would be shared by the calls of one pipeline
@@ -107,6 +112,10 @@ def _engine_request(
         stream=stream,
         **{key: value for key, value in optional.items() if value is not None},
     )
+
+
+def _response_format(json_schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    return json_schema and {"type": "json_schema", "json_schema": {"name": "answer", "schema": json_schema}}
 
 
 def _completions(answer: Any) -> list[Completion] | Refused:

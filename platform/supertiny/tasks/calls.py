@@ -36,7 +36,33 @@ def parse(text: str) -> list[Call]:
     blocks = _BLOCK.findall(text)
     if "<tool_call>" in _BLOCK.sub("", text) or "</tool_call>" in _BLOCK.sub("", text):
         raise MalformedCall(f"a <tool_call> block is not closed: {text[-80:]!r}")
-    return [_parse_block(block) for block in blocks]
+    return [parse_body(block) for block in blocks]
+
+
+def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+    """JSON schema of the body of one call of these tools, for `Sampling.json_schema`; `parse_body` reads what is drawn with it.
+
+    Of one tool it is an object, which every endpoint takes; of several a choice (`anyOf`), which vLLM takes and OpenAI does not.
+    """
+    bodies = [_body_schema(tool["function"]) for tool in tools]
+    return bodies[0] if len(bodies) == 1 else {"anyOf": bodies}
+
+
+def parse_body(body: str) -> Call:
+    """The call in what stands between `<tool_call>` and `</tool_call>`.
+
+    Raises:
+        MalformedCall: it is not JSON, or not `{"name": …, "arguments": {…}}`.
+    """
+    try:
+        values = json.loads(body)
+    except json.JSONDecodeError as error:
+        raise MalformedCall(f"not JSON ({error.msg}): {body.strip()[:80]!r}") from None
+    if not isinstance(values, dict) or set(values) != {"name", "arguments"}:
+        raise MalformedCall(f"expected name and arguments: {body.strip()[:80]!r}")
+    if not isinstance(values["name"], str) or not isinstance(values["arguments"], dict):
+        raise MalformedCall(f"a name is text and arguments an object: {body.strip()[:80]!r}")
+    return Call(name=values["name"], arguments=values["arguments"])
 
 
 def matches(given: Sequence[Call], expected: Sequence[Call]) -> bool:
@@ -107,16 +133,13 @@ def meaning(text: str) -> str:
         return text
 
 
-def _parse_block(block: str) -> Call:
-    try:
-        body = json.loads(block)
-    except json.JSONDecodeError as error:
-        raise MalformedCall(f"not JSON ({error.msg}): {block.strip()[:80]!r}") from None
-    if not isinstance(body, dict) or set(body) != {"name", "arguments"}:
-        raise MalformedCall(f"expected name and arguments: {block.strip()[:80]!r}")
-    if not isinstance(body["name"], str) or not isinstance(body["arguments"], dict):
-        raise MalformedCall(f"a name is text and arguments an object: {block.strip()[:80]!r}")
-    return Call(name=body["name"], arguments=body["arguments"])
+def _body_schema(function: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": function["parameters"]},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
 
 
 def _canonical(call: Call) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 
 from supertiny.errors import MalformedCall, ToolFailure
-from supertiny.llm.base import Llm, Sampling
+from supertiny.llm.base import Llm, Sampling, pipeline_step
 from supertiny.records import Call, Completion, Message, Prompt, Usage
 from supertiny.tasks.assistant.home import Home
 from supertiny.tasks.assistant.tools import ARGUMENTS, TOOLS, WORD_FOR_WORD
@@ -35,16 +35,19 @@ async def solve(prompt: Prompt, llm: Llm, temperature: float, top_k: int) -> Com
     """
     filled, usage = await _filled(prompt, llm, temperature)
     sampling = Sampling(temperature=temperature, max_tokens=_ANSWER_TOKENS)
-    answer = (await llm.complete(prompt.messages, tools=TOOLS, sampling=sampling, logprobs=top_k))[0]
+    with pipeline_step("answer"):
+        answer = (await llm.complete(prompt.messages, tools=TOOLS, sampling=sampling, logprobs=top_k))[0]
     if meaning(answer.text) == meaning(filled) or (_is_sound(prompt.messages, answer.text) and not _is_sound(prompt.messages, filled)):
         return answer.model_copy(update={"usage": usage + answer.usage})
-    scored = await llm.score(prompt.messages, filled, tools=TOOLS, logprobs=top_k)
+    with pipeline_step("score"):
+        scored = await llm.score(prompt.messages, filled, tools=TOOLS, logprobs=top_k)
     return scored.model_copy(update={"text": filled, "usage": usage + answer.usage + scored.usage})
 
 
 async def _filled(prompt: Prompt, llm: Llm, temperature: float) -> tuple[str, Usage]:
     """The answer by routing and filling."""
-    routed = (await llm.complete(route_messages(prompt.messages), sampling=Sampling(max_tokens=_ROUTE_TOKENS)))[0]
+    with pipeline_step("route"):
+        routed = (await llm.complete(route_messages(prompt.messages), sampling=Sampling(max_tokens=_ROUTE_TOKENS)))[0]
     tool = routed.text.strip()
     if tool not in ARGUMENTS:
         return REFUSAL, routed.usage
@@ -55,11 +58,13 @@ async def _filled(prompt: Prompt, llm: Llm, temperature: float) -> tuple[str, Us
 async def _fill(prompt: Prompt, tool: str, llm: Llm, sampling: Sampling) -> tuple[Call | None, Usage]:
     """The tool's call, repaired once where it failed; None where the model never wrote arguments at all."""
     messages = fill_messages(prompt.messages, tool)
-    first = (await llm.complete(messages, sampling=sampling))[0]
+    with pipeline_step("fill"):
+        first = (await llm.complete(messages, sampling=sampling))[0]
     error = problem(prompt.messages, tool, first.text)
     if error is None:
         return _read(tool, first.text), first.usage
-    again = (await llm.complete(repair_messages(messages, first.text, error), sampling=Sampling(max_tokens=_FILL_TOKENS)))[0]
+    with pipeline_step("repair"):
+        again = (await llm.complete(repair_messages(messages, first.text, error), sampling=Sampling(max_tokens=_FILL_TOKENS)))[0]
     return _read(tool, again.text) or _read(tool, first.text), first.usage + again.usage
 
 

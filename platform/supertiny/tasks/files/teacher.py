@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from supertiny.llm.base import Llm, Sampling
+from supertiny.llm.base import Llm, Sampling, pipeline_step
 from supertiny.records import Completion, Prompt, Record, Tool
 from supertiny.tasks.calls import most_common
 
@@ -32,14 +32,17 @@ async def solve(prompt: Prompt, llm: Llm, tools: Sequence[Tool], is_sound: Calla
     """The pipeline's answer to one prompt, with the model's top-k over its tokens and the usage of all its calls."""
     seed = None if settings.temperature else 0
     first = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
-    drafts = await llm.complete(prompt.messages, tools=tools, n=settings.votes, sampling=first)
+    with pipeline_step("draft"):
+        drafts = await llm.complete(prompt.messages, tools=tools, n=settings.votes, sampling=first)
     usages = [draft.usage for draft in drafts]
     sound = [draft.text for draft in drafts if is_sound(draft.text)]
     if not sound and settings.redrafts:
         again = Sampling(temperature=max(settings.temperature, _REDRAFT_TEMPERATURE), max_tokens=settings.max_tokens, seed=seed)
-        redrafts = await llm.complete(prompt.messages, tools=tools, n=settings.redrafts, sampling=again)
+        with pipeline_step("redraft"):
+            redrafts = await llm.complete(prompt.messages, tools=tools, n=settings.redrafts, sampling=again)
         usages += [draft.usage for draft in redrafts]
         sound = [draft.text for draft in redrafts if is_sound(draft.text)]
     text = most_common(sound) if sound else drafts[0].text
-    answer = await llm.score(prompt.messages, text, tools=tools, logprobs=settings.top_k)
+    with pipeline_step("score"):
+        answer = await llm.score(prompt.messages, text, tools=tools, logprobs=settings.top_k)
     return answer.model_copy(update={"text": text, "usage": sum(usages, answer.usage)})
