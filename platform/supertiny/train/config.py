@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
+from supertiny.tracking import TrackerName
 
 WHOLE_TEACHER = ("reverse_kl", "jsd")
 """Loss terms that need the teacher's distribution over the whole vocabulary."""
@@ -47,8 +48,14 @@ class TrainConfig(StageConfig):
     """Longest wait of one worker for another (the process group's time-out)."""
     log_every_steps: int = Field(10, ge=1)
     """Steps between progress lines; the metrics file has every step."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """What every step's metrics go to beside `metrics.jsonl`; `mlflow` and `wandb` need their extra installed."""
     seed: int = Field(0, ge=0)
     """Order of the rows, and of whatever is drawn."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, without the trackers, which change no result."""
+        return {key: value for key, value in super().settings().items() if key != "trackers"}
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainConfig:

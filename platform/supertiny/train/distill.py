@@ -11,6 +11,7 @@ from typing import Any
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError
 from supertiny.rollout_table import read_rollouts
+from supertiny.tracking import check_trackers
 from supertiny.train.batching import num_steps
 from supertiny.train.checkpoints import newest_good
 from supertiny.train.config import DistillConfig, TrainConfig
@@ -30,11 +31,12 @@ def distill(config: DistillConfig) -> Artifact:
     Raises:
         MissingInput: the student or the rollouts are not there.
         CorruptArtifact: either is damaged, they do not share a tokenizer, or every checkpoint of a killed run is damaged.
-        ConfigError: no row is short enough for `max_tokens`, no row has the teacher's top-k that a loss term takes, or the student's head
-            is of an unusual kind.
+        ConfigError: a tracker is not installed, no row is short enough for `max_tokens`, no row has the teacher's top-k that a loss term
+            takes, or the student's head is of an unusual kind.
         PlanTooBig: the cluster has fewer CPUs than workers.
         NotFinite: the loss or the gradient became NaN or infinite.
     """
+    check_trackers(config.trackers)
     student = open_student(config)
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
     return make(config, "model", {"student": student, "rollouts": rollouts}, lambda folder: _train(config, student, rollouts, folder))

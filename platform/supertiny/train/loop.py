@@ -16,7 +16,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from supertiny.tracking import JsonlTracker
+from supertiny.tracking import Tracker, open_trackers
 from supertiny.train.batching import Rows, batches, collate, share
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import DistillConfig
@@ -45,18 +45,17 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     rows = read_rows(plan.rows)
     engine = _engine(config, plan.student)
     first_step = _resume(engine, plan.checkpoints)
-    metrics_path = plan.output / "metrics.jsonl"
-    if worker == 0:
-        keep_until(metrics_path, first_step)
-    progress = Progress(JsonlTracker(metrics_path), first_step, plan.num_steps, config)
+    progress = _start_progress(plan, first_step) if worker == 0 else None
     for step, batch in enumerate(batches(rows.lengths, config.batch, config.seed, first_step, plan.num_steps), first_step + 1):
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(step, plan.num_steps, config)
         metrics = _step(engine, rows, batch, share(batch, worker, num_workers, config.micro_batch), config)
-        if worker == 0:
+        if progress:
             progress.log({**metrics, "learning_rate": learning_rate(step, plan.num_steps, config)}, step)
         if step % config.checkpoint_every_steps == 0 and step < plan.num_steps:
             _checkpoint(engine, checkpoint_folder(plan.checkpoints, step), step, metrics)
+    if progress:
+        progress.close()
     _save_student(engine, plan.output)
     return metrics
 
@@ -64,7 +63,7 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
 class Progress:
     """Writes every step's metrics and, now and then, a line with the time left."""
 
-    def __init__(self, tracker: JsonlTracker, first_step: int, num_steps: int, config: DistillConfig) -> None:
+    def __init__(self, tracker: Tracker, first_step: int, num_steps: int, config: DistillConfig) -> None:
         self._tracker = tracker
         self._first_step = first_step
         self._num_steps = num_steps
@@ -83,6 +82,15 @@ class Progress:
             terms = ", ".join(f"{name} {metrics[name]:.4f}" for name in self._terms)
             line = "step %d/%d: loss %.4f (%s), %.0f tokens/s, %.0f s left"
             log.info(line, step, self._num_steps, metrics["loss"], terms, metrics["tokens_per_second"], left)
+
+    def close(self) -> None:
+        """Close the trackers."""
+        self._tracker.close()
+
+
+def _start_progress(plan: DistillPlan, first_step: int) -> Progress:
+    keep_until(plan.output / "metrics.jsonl", first_step)
+    return Progress(open_trackers(plan.config.trackers, plan.output, first_step), first_step, plan.num_steps, plan.config)
 
 
 def _engine(config: DistillConfig, student: Path) -> Any:

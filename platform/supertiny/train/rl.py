@@ -14,6 +14,7 @@ from supertiny.llm.chat import prompt_token_ids
 from supertiny.records import Rollout
 from supertiny.rollout_table import read_rollouts
 from supertiny.tasks.base import load_task
+from supertiny.tracking import check_trackers
 from supertiny.train.checkpoints import newest_good
 from supertiny.train.config import RlConfig
 from supertiny.train.metrics import read_metrics
@@ -33,10 +34,11 @@ def rl(config: RlConfig) -> Artifact:
     Raises:
         MissingInput: the student or the rollouts are not there.
         CorruptArtifact: either is damaged, or every checkpoint of a killed run is.
-        ConfigError: the task cannot be loaded, or there are fewer prompts than a step takes.
+        ConfigError: a tracker is not installed, the task cannot be loaded, or there are fewer prompts than a step takes.
         PlanTooBig: the cluster has fewer CPUs than workers.
         NotFinite: the loss or the gradient became NaN or infinite.
     """
+    check_trackers(config.trackers)
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
     load_task(config.task)
