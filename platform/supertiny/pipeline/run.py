@@ -75,7 +75,7 @@ def check(config: PipelineConfig) -> None:
         ray.init(logging_level=logging.WARNING)
     check_rollout_fits(config.rollout.layout, ray.cluster_resources())  # type: ignore[no-untyped-call]
     for stage in (config.distill, config.rl, config.heal):
-        check_workers_fit(stage.num_workers)
+        check_workers_fit(stage)
 
 
 def evaluate_model(config: PipelineConfig, model: str, system: Literal["student", "teacher"] = "student") -> Artifact:

@@ -20,13 +20,15 @@ from supertiny.tracking import Tracker, open_trackers
 from supertiny.train.batching import Rows, batches, collate, share
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import DistillConfig
+from supertiny.train.lora import add_lora
 from supertiny.train.metrics import check_finite, keep_until
 from supertiny.train.objective import objective_of
-from supertiny.train.ops import prepare_deepspeed
+from supertiny.train.ops import prepare_deepspeed, zero_settings
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.schedule import learning_rate
 from supertiny.train.student_loss import StudentLoss, check_boundaries
+from supertiny.train.validation import open_validation, publish
 
 log = logging.getLogger(__name__)
 STATE = "deepspeed"
@@ -34,7 +36,7 @@ STATE = "deepspeed"
 
 
 def distill_worker(plan: DistillPlan) -> dict[str, float]:
-    """The last step's metrics, and the first's loss; worker 0 leaves the trained student in `plan.output`.
+    """The last step's metrics and, where it was chosen, whose the weights are; worker 0 leaves the trained student in `plan.output`.
 
     Raises:
         NotFinite: a loss or gradient is NaN or infinite; every worker raises it, at the same step.
@@ -46,18 +48,22 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     engine = _engine(config, plan.student)
     first_step = _resume(engine, plan.checkpoints)
     progress = _start_progress(plan, first_step) if worker == 0 else None
+    validation = open_validation(plan, first_step)
+    if validation and not first_step:
+        validation.ask(engine.module.model, 0)
     for step, batch in enumerate(batches(rows.lengths, config.batch, config.seed, first_step, plan.num_steps), first_step + 1):
         for group in engine.optimizer.param_groups:
             group["lr"] = learning_rate(step, plan.num_steps, config)
         metrics = _step(engine, rows, batch, share(batch, worker, num_workers, config.micro_batch), config)
+        if validation and validation.due(step):
+            metrics |= validation.ask(engine.module.model, step)
         if progress:
             progress.log({**metrics, "learning_rate": learning_rate(step, plan.num_steps, config)}, step)
         if step % config.checkpoint_every_steps == 0 and step < plan.num_steps:
             _checkpoint(engine, checkpoint_folder(plan.checkpoints, step), step, metrics)
     if progress:
         progress.close()
-    _save_student(engine, plan.output)
-    return metrics
+    return metrics | publish(engine.module.model, validation, plan.output, config.zero_stage)
 
 
 class Progress:
@@ -97,12 +103,13 @@ def _engine(config: DistillConfig, student: Path) -> Any:
     prepare_deepspeed()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16, attn_implementation=config.attention)
+    add_lora(model, config.lora)
     model.config.use_cache = False
     settings = {
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "bf16": {"enabled": True},
-        "zero_optimization": {"stage": config.zero_stage},
+        **zero_settings(config),
         "gradient_clipping": config.gradient_clip,
         "optimizer": {
             "type": "AdamW",
@@ -113,7 +120,8 @@ def _engine(config: DistillConfig, student: Path) -> Any:
     if config.line_tokens is not None:
         check_boundaries(model)
     student_loss = StudentLoss(model, objective_of(config))
-    engine, *_ = deepspeed.initialize(model=student_loss, model_parameters=student_loss.parameters(), config=settings)
+    trained = [weights for weights in student_loss.parameters() if weights.requires_grad]
+    engine, *_ = deepspeed.initialize(model=student_loss, model_parameters=trained, config=settings)
     engine.train()
     return engine
 
@@ -124,9 +132,9 @@ def _step(engine: Any, rows: PackedRows, batch: Rows, micro_batches: list[Rows],
     counts = {name: rows.completion_tokens(batch) if name == "cross_entropy" else max(1, rows.teacher_tokens(batch)) for name in names}
     # DeepSpeed divides by the number of workers and of micro batches; our sums are over tokens, so that is taken back
     scale = dist.get_world_size() * len(micro_batches)
-    sums = torch.zeros(len(names))
+    sums = torch.zeros(len(names), device=engine.device)
     for own in micro_batches:
-        micro = collate(rows, own, config.line_tokens)
+        micro = collate(rows, own, config.line_tokens).to(engine.device)
         loss, micro_sums = engine(batch=micro, scales=[weight / counts[name] for name, weight in weights.items()])
         sums += micro_sums
         engine.backward(loss * scale)
@@ -163,12 +171,3 @@ def _resume(engine: Any, root: Path) -> int:
     engine.load_checkpoint(folder, tag=STATE)
     log.info("going on after step %d, from %s", step_of(folder), folder)
     return step_of(folder)
-
-
-def _save_student(engine: Any, output: Path) -> None:
-    model = engine.module.model
-    with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=engine.zero_optimization_stage() == 3):
-        if dist.get_rank() == 0:
-            model.config.use_cache = True
-            model.save_pretrained(output)
-    dist.barrier()

@@ -1,11 +1,14 @@
-"""DeepSpeed without its compiled parts."""
+"""DeepSpeed without its compiled parts, and its words for our settings."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import deepspeed.ops
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+from supertiny.train.config import TrainConfig
 
 
 def prepare_deepspeed() -> None:
@@ -16,3 +19,12 @@ def prepare_deepspeed() -> None:
     """
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's own calls
+
+
+def zero_settings(config: TrainConfig) -> dict[str, Any]:
+    """What is shared out, and what of it lies in the host's memory."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload:
+        host = {"device": "cpu", "pin_memory": True}
+        zero |= {"offload_optimizer": host, **({"offload_param": host} if config.zero_stage == 3 else {})}
+    return {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False}  # its own optimizer would have to be compiled

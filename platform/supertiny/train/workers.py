@@ -21,7 +21,6 @@ from supertiny.train.config import TrainConfig
 
 KEPT_CHECKPOINTS = 2
 ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",  # what DeepSpeed would find out by itself, with warnings
     "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
@@ -44,15 +43,18 @@ def connect() -> None:
         ray.init(logging_level=logging.WARNING)
 
 
-def check_fits(num_workers: int) -> None:
-    """Refuse more workers than the cluster has logical CPUs.
+def check_fits(config: TrainConfig) -> None:
+    """Refuse more workers than the cluster has logical CPUs or, where they compute on them, GPUs.
 
     Raises:
         PlanTooBig: naming both numbers.
     """
-    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    if num_workers > cpus:
-        raise PlanTooBig(f"{num_workers} training workers need {num_workers} logical CPUs, the cluster has {cpus:g}; lower num_workers")
+    workers, there = config.num_workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for resource, words in (("CPU", "logical CPUs"), ("GPU", "GPUs")):
+        if resource in _resources(config) and workers > there.get(resource, 0):
+            raise PlanTooBig(
+                f"{workers} training workers need {workers} {words}, the cluster has {there.get(resource, 0):g}; lower num_workers"
+            )
 
 
 def checkpoints_in(folder: Path) -> Path:
@@ -82,9 +84,11 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     os.environ.update(RAY_TRAIN)
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
-        train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo", timeout_s=config.stall_seconds),
+        train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=config.device == "gpu", resources_per_worker=_resources(config)
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.device == "gpu" else "gloo", timeout_s=config.stall_seconds),
         run_config=RunConfig(
             name=checkpoints.name,
             storage_path=str(checkpoints.parent),
@@ -106,18 +110,26 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     return result
 
 
+def _resources(config: TrainConfig) -> dict[str, float]:
+    """What a worker takes of the cluster."""
+    return {"CPU": 1, "GPU": 1} if config.device == "gpu" else {"CPU": 1}
+
+
 def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
     """Run one worker.
 
     What all workers find out together is returned, since Ray Train would try what is raised again, in vain. What one finds out
     alone is raised, so that the others do not wait for it.
     """
-    os.environ.update(ENVIRONMENT)
+    accelerator = "cuda" if settings["device"] == "gpu" else "cpu"
+    os.environ.update(ENVIRONMENT, DS_ACCELERATOR=accelerator)  # what DeepSpeed would find out by itself, with warnings
     import torch
 
     configure_logging()
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # two lines a checkpoint, from every worker
     torch.set_num_threads(settings["threads"])
+    if accelerator == "cuda":
+        torch.cuda.set_device(ray.train.torch.get_device())
     try:
         module, _, function = settings["work"].partition(":")
         result: dict[str, Any] = getattr(importlib.import_module(module), function)(settings["plan"])
