@@ -301,7 +301,8 @@ class RlConfig(DrawConfig, TrainConfig):
     rewards: RewardWeights = RewardWeights(verifier=1.0)
     """Rewards by name and weight; given at all, exactly those given."""
     drop_equal_groups: bool = True
-    """Leave groups whose completions all have one reward out of the loss and of its means, where they would only dilute the others."""
+    """Leave groups whose completions all have one reward out of the loss and of its means, where they would only dilute the others; KL
+    and entropy in the metrics are then of what is left, 0 where nothing is."""
     kl_coef: float = Field(1e-3, ge=0)
     """Weight of the reverse KL to the reference (TRL's `beta`); 0 keeps no reference in memory."""
 

@@ -28,7 +28,7 @@ from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.schedule import learning_rate
 from supertiny.train.student_loss import StudentLoss, check_boundaries
-from supertiny.train.validation import open_validation, publish
+from supertiny.train.validation import SECONDS, open_validation, publish
 
 log = logging.getLogger(__name__)
 STATE = "deepspeed"
@@ -80,7 +80,7 @@ class Progress:
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record a step that has just ended."""
         now = time.monotonic()
-        seconds, self._last = now - self._last, now
+        seconds, self._last = now - self._last - metrics.get(SECONDS, 0), now
         metrics = {**metrics, "seconds": round(seconds, 4), "tokens_per_second": round(metrics["tokens"] / seconds, 1)}
         self._tracker.log(metrics, step)
         if step % self._every == 0 or step == self._num_steps:

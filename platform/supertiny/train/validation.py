@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from supertiny.train.rewards import completion_text
 from supertiny.train.students import open_tokenizer, save_student
 
 log = logging.getLogger(__name__)
-EXACT_MATCH = "validation_exact_match"
+EXACT_MATCH, SECONDS = "validation_exact_match", "validation_seconds"
 ASKED_AT_ONCE = 64
 """Prompts that a worker answers together."""
 
@@ -56,7 +57,8 @@ class Validation:
         return step % self._config.every_steps == 0 or step == self._num_steps
 
     def ask(self, model: Any, step: int) -> dict[str, float]:
-        """The fraction that the verifier accepts, as a metric; for every worker of the process group to call."""
+        """The fraction that the verifier accepts, and the seconds that it took; for every worker of the process group to call."""
+        started = time.monotonic()
         own = self._prompts[dist.get_rank() :: dist.get_world_size()]
         right = sum(self._right(model, own[start : start + ASKED_AT_ONCE]) for start in range(0, len(own), ASKED_AT_ONCE))
         total = torch.tensor(float(right), device=model.device)
@@ -65,7 +67,7 @@ class Validation:
         if dist.get_rank() == 0:
             log.info("step %d/%d: %.1f %% of %d validation prompts right", step, self._num_steps, 100 * fraction, len(self._prompts))
             self._best.offer(model, step, fraction)
-        return {EXACT_MATCH: fraction}
+        return {EXACT_MATCH: fraction, SECONDS: round(time.monotonic() - started, 4)}
 
     def publish(self, output: Path) -> dict[str, float]:
         """Move the best weights to where the student belongs; worker 0 alone. Returns which step's they are and how good."""
