@@ -14,8 +14,8 @@ from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.page import render_page
 from supertiny.evaluate.schema import Ab, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
 
-STAGES = ("teacher", "base", "distill", "rl", "prune", "heal", "awq", "w8a8")
-"""The chain's models in the order in which they are made; others come after them."""
+STAGES = ("teacher", "base", "sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "w8a8")
+"""The chain's models, in the order of those that stand at one place of it; others come after them."""
 PACKAGES = ("ray", "vllm", "torch", "transformers", "trl", "deepspeed", "llmcompressor", "supertiny")
 EVALUATION = "eval-"
 log = logging.getLogger(__name__)
