@@ -140,6 +140,7 @@ def training(name: str, curves: Curves) -> str:
             axes.plot(*zip(*known, strict=True), color=colour, lw=1.1, marker="." if len(known) < 12 else "", label=metric)
         axes.set_title(title, loc="left", fontsize=8.5, color=INK)
         axes.tick_params(length=0, labelsize=7)
+        axes.set_xlim(0, 1.02 * curves.steps[-1])
         axes.locator_params(nbins=4)
         axes.grid(axis="y")
         if len(lines) > 1:
