@@ -4,8 +4,8 @@
     python benchmarks/packing.py --rows 256 --runs 1    # a quick look
 
 A student of the demo's shape (3.4M parameters, vocabulary 1,024) in bfloat16 learns rows of random tokens with cross-entropy on their
-second half; a step is forward, backward, a clipped gradient and AdamW. Lengths are log-normal with mean 45 tokens and a deviation of 0.26 in
-the logarithm, which is that of SNIPS's prompts with their calls; the longest of 32 is then 1.65 times the mean.
+second half; a step is forward, backward, a clipped gradient and AdamW. Lengths are log-normal with mean 45 tokens and a deviation of 0.26
+in the logarithm, as those of SNIPS's prompts with their calls; the longest of 32 is then 1.65 times the mean.
 
   padded  32 rows a step, each in a line as long as the longest of the 32
   ours    32 rows a step in shared lines of at most --line tokens (supertiny.train.batching.collate, as `line_tokens` in a config)
@@ -52,7 +52,7 @@ LEARNING_RATE = 1e-4
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1024, help="rows of a pass (default: %(default)s)")
-    parser.add_argument("--line", type=int, default=128, help="most tokens of a line of ours (default: %(default)s)")
+    parser.add_argument("--line", type=int, default=96, help="most tokens of a line of ours (default: %(default)s)")
     parser.add_argument("--trl-line", type=int, default=256, help="most tokens of a line of TRL's (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="measurements of each (default: %(default)s)")
     parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)

@@ -107,6 +107,28 @@ def test_every_named_term_and_the_mask_are_in_the_metrics_of_every_step(inputs: 
     assert {"cross_entropy_last", "forward_kl_last", "tail_penalty_last"} <= artifact.manifest.metrics.keys()
 
 
+@pytest.mark.slow
+def test_lora_and_validation_end_in_a_plain_model_of_the_best_weights(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    values = {"lora": {"rank": 4}, "validation": {"fraction": 0.2, "every_steps": 5, "max_completion_tokens": 8}}
+    artifact = distill(config_in(tmp_path, inputs, epochs=2.0, **values))
+    metrics = artifact.manifest.metrics
+    asked = [int(line["step"]) for line in read_metrics(artifact.path / "metrics.jsonl") if "validation_exact_match" in line]
+    assert asked == [5, metrics["steps"]]
+    assert metrics["best_step"] in {0, *asked}
+    assert metrics["rows"] < NUM_ROWS
+    assert metrics["parameters"] == open_artifact(str(undisturbed), "", "model").manifest.metrics["parameters"]
+
+
+@pytest.mark.slow
+def test_earlier_rollouts_are_replayed_and_are_parents(inputs: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, inputs, epochs=1.0, replay={"rollouts": ["june"], "fraction": 0.2})
+    publish_rollouts(tmp_path, gold_rollouts(assistant_tokenizer(), 40), "june")
+    artifact = distill(config)
+    assert artifact.manifest.metrics["rollouts_replayed"] == 16  # of 64 + 16
+    assert artifact.manifest.metrics["rows"] == 80
+    assert set(artifact.manifest.parents) == {"student", "rollouts", "replay:june"}
+
+
 def test_terms_of_a_teacher_are_refused_for_rollouts_without_one(inputs: Path, tmp_path: Path) -> None:
     config = config_in(tmp_path, inputs, rollouts="without")
     publish_rollouts(tmp_path, gold_rollouts(assistant_tokenizer(), 1), "without")
