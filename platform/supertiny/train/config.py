@@ -216,6 +216,9 @@ class DistillConfig(TrainConfig):
     top-k contribute cross-entropy alone. On-policy it is one divergence over the whole vocabulary, of weight 1: reverse KL unless given."""
     min_divergence: float | None = Field(None, gt=0)
     """Tokens whose forward KL is below this, in nats, teach nothing, by any term (they still count in the means); None masks no token."""
+    peak_teraflops: float | None = Field(None, gt=0)
+    """What a worker's device can do, in 10^12 operations a second of the type that it trains in: adds `fraction_of_peak` to the metrics,
+    at 6 operations a parameter and token (arXiv 2001.08361)."""
     zero_stage: Literal[1, 2, 3] | None = 1
     """DeepSpeed ZeRO: what the workers share out; 1 optimizer state, 2 gradients too, 3 weights too."""
 
@@ -247,7 +250,7 @@ class DistillConfig(TrainConfig):
         weights = self.losses.weights()
         if list(weights.values()) != [1.0] or not set(weights) <= set(DIVERGENCES):
             raise ValueError(f"losses: on-policy there is one of {', '.join(DIVERGENCES)}, with weight 1, got {weights}")
-        without = [name for name in ("line_tokens", "min_divergence") if getattr(self, name) is not None]
+        without = [name for name in ("line_tokens", "min_divergence", "peak_teraflops") if getattr(self, name) is not None]
         if without:
             raise ValueError(f"{' and '.join(without)} without effect: only off-policy distillation takes it")
         assert self.on_policy is not None

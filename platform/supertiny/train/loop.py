@@ -47,7 +47,7 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     rows = read_rows(plan.rows)
     engine = _engine(config, plan.student)
     first_step = _resume(engine, plan.checkpoints)
-    progress = _start_progress(plan, first_step) if worker == 0 else None
+    progress = _start_progress(plan, engine, first_step) if worker == 0 else None
     validation = open_validation(plan, first_step)
     if validation and not first_step:
         validation.ask(engine.module.model, 0)
@@ -69,12 +69,14 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
 class Progress:
     """Writes every step's metrics and, now and then, a line with the time left."""
 
-    def __init__(self, tracker: Tracker, first_step: int, num_steps: int, config: DistillConfig) -> None:
+    def __init__(self, tracker: Tracker, first_step: int, num_steps: int, config: DistillConfig, parameters: int) -> None:
         self._tracker = tracker
         self._first_step = first_step
         self._num_steps = num_steps
         self._every = config.log_every_steps
         self._terms = list(config.losses.weights())
+        peak = config.peak_teraflops
+        self._peak_tokens = config.num_workers * peak * 1e12 / (6 * parameters) if peak else None
         self._started = self._last = time.monotonic()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -82,6 +84,8 @@ class Progress:
         now = time.monotonic()
         seconds, self._last = now - self._last - metrics.get(SECONDS, 0), now
         metrics = {**metrics, "seconds": round(seconds, 4), "tokens_per_second": round(metrics["tokens"] / seconds, 1)}
+        if self._peak_tokens:
+            metrics["fraction_of_peak"] = round(metrics["tokens"] / seconds / self._peak_tokens, 6)
         self._tracker.log(metrics, step)
         if step % self._every == 0 or step == self._num_steps:
             left = (now - self._started) / (step - self._first_step) * (self._num_steps - step)
@@ -94,9 +98,10 @@ class Progress:
         self._tracker.close()
 
 
-def _start_progress(plan: DistillPlan, first_step: int) -> Progress:
+def _start_progress(plan: DistillPlan, engine: Any, first_step: int) -> Progress:
     keep_until(plan.output / "metrics.jsonl", first_step)
-    return Progress(open_trackers(plan.config.trackers, plan.output, first_step), first_step, plan.num_steps, plan.config)
+    parameters = sum(getattr(weights, "ds_numel", weights.numel()) for weights in engine.module.model.parameters())  # ZeRO 3 has parts
+    return Progress(open_trackers(plan.config.trackers, plan.output, first_step), first_step, plan.num_steps, plan.config, parameters)
 
 
 def _engine(config: DistillConfig, student: Path) -> Any:
