@@ -108,6 +108,37 @@ def test_every_named_term_and_the_mask_are_in_the_metrics_of_every_step(inputs: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_fewer_workers_go_on_with_what_more_of_them_left(
+    zero_stage: int, undisturbed: Path, inputs: Path, checkout: Path, tmp_path: Path
+) -> None:
+    config = config_in(tmp_path, inputs, min_workers=1, zero_stage=zero_stage)
+    toml = tmp_path / "distill.toml"
+    toml.write_text(
+        "".join(f"{key} = {json.dumps(value)}\n" for key, value in {**SETTINGS, "min_workers": 1, "zero_stage": zero_stage}.items())
+    )
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen(
+        [sys.executable, "jobs/distill.py", "--config", str(toml), "--set", f"run_root={tmp_path}"], cwd=checkout, env=environment
+    )
+    wait_for(lambda: finished_checkpoints(tmp_path), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not training_workers())
+    (note,) = list(tmp_path.glob(".distill.*.partial/.train/workers/step-*/checkpoint.json"))[:1]
+    assert json.loads(note.read_text())["num_workers"] == 2
+
+    taken = ray.util.placement_group([{"CPU": 7}])  # of 8: one is left
+    ray.get(taken.ready())
+    try:
+        artifact = distill(config)
+    finally:
+        ray.util.remove_placement_group(taken)
+    losses = zip(steps_and_losses(artifact.path), steps_and_losses(undisturbed), strict=True)
+    assert all(one == (other[0], pytest.approx(other[1], rel=0.05)) for one, other in losses)
+
+
+@pytest.mark.slow
 def test_lora_and_validation_end_in_a_plain_model_of_the_best_weights(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
     values = {"lora": {"rank": 4}, "validation": {"fraction": 0.2, "every_steps": 5, "max_completion_tokens": 8}}
     artifact = distill(config_in(tmp_path, inputs, epochs=2.0, **values))

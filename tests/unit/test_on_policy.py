@@ -77,7 +77,7 @@ def test_values_and_gradients_agree_with_a_dense_float64_reference(name: str, se
 def test_the_trainer_gets_our_settings_in_its_words(tmp_path: Path) -> None:
     drawn = {"temperature": 0.7, "max_completion_tokens": 40}
     values = {"mode": "on_policy", "on_policy": drawn, "batch": 32, "micro_batch": 8, "num_workers": 2, "zero_stage": None}
-    theirs = trainer_settings(validate(DistillConfig, values, "test"), 50, tmp_path)
+    theirs = trainer_settings(validate(DistillConfig, values, "test"), 50, 2, tmp_path)
     assert (theirs.beta, theirs.temperature, theirs.max_completion_length) == (1, 0.7, 40)
     assert (theirs.max_steps, theirs.gradient_accumulation_steps, theirs.warmup_steps) == (50, 2, 3)
     assert not theirs.use_vllm

@@ -157,3 +157,14 @@ def test_every_reward_of_the_config_has_its_function() -> None:
 
 def test_trackers_change_no_result_and_so_no_key() -> None:
     assert validate(RlConfig, {"trackers": []}, "test").settings() == validate(RlConfig, {}, "test").settings()
+
+
+def test_a_range_of_workers_must_divide_the_batch_at_every_number() -> None:
+    values = {"num_workers": 4, "min_workers": 1, "batch": 96}
+    assert validate(DistillConfig, values, "test").min_workers == 1
+    with pytest.raises(ConfigError, match="min_workers 1: batch 32 is not a multiple of 3 x micro_batch 8"):
+        validate(DistillConfig, {**values, "batch": 32}, "test")
+    with pytest.raises(ConfigError, match="min_workers 2 without effect"):
+        validate(DistillConfig, {"min_workers": 2}, "test")
+    with pytest.raises(ConfigError, match="leave zero_stage out"):
+        validate(RlConfig, {"min_workers": 1, "zero_stage": 1}, "test")

@@ -46,6 +46,8 @@ class TrainConfig(StageConfig):
     """Rollout artifact to learn from."""
     num_workers: int = Field(2, ge=1, le=1024)
     """Training processes, one logical CPU each, and one GPU where that is their device."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewest workers to go on with where some are lost and the cluster has no others; `num_workers` again once it has. None takes all."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What a worker computes on."""
     threads_per_worker: int = Field(1, ge=1, le=256)
@@ -100,6 +102,19 @@ class TrainConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _any_number_of_workers(self) -> TrainConfig:
+        if self.min_workers is None:
+            return self
+        if self.min_workers >= self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} without effect: num_workers is {self.num_workers}")
+        uneven = [n for n in range(self.min_workers, self.num_workers) if self.batch % (n * self.micro_batch)]
+        if uneven:
+            raise ValueError(
+                f"min_workers {self.min_workers}: batch {self.batch} is not a multiple of {uneven[0]} x micro_batch {self.micro_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _zero_as_asked(self) -> TrainConfig:
         if self.offload and (self.device == "cpu" or self.zero_stage is None):
             raise ValueError(
@@ -127,6 +142,12 @@ class DrawConfig(Config):
         if self.vllm_memory_fraction is not None and self.generation != "vllm":
             raise ValueError("vllm_memory_fraction without effect: generation is transformers")
         return self
+
+
+def check_elastic(config: TrainConfig) -> None:
+    """Refuse a range of workers where TRL's trainers run in DeepSpeed; raises ValueError."""
+    if config.min_workers is not None and config.zero_stage is not None:
+        raise ValueError("min_workers: with TRL's trainers a checkpoint of ZeRO fits its own number of workers alone; leave zero_stage out")
 
 
 def check_generation(generation: str, device: str) -> None:
@@ -260,6 +281,7 @@ class DistillConfig(TrainConfig):
             raise ValueError(f"max_tokens {self.max_tokens} leaves no room for a prompt: completions have up to "
                              f"{self.on_policy.max_completion_tokens}")  # fmt: skip
         check_generation(self.on_policy.generation, self.device)
+        check_elastic(self)
 
 
 class RewardWeights(Config):
@@ -314,4 +336,5 @@ class RlConfig(DrawConfig, TrainConfig):
         if self.batch % self.group_size:
             raise ValueError(f"batch {self.batch} is not a multiple of group_size {self.group_size}")
         check_generation(self.generation, self.device)
+        check_elastic(self)
         return self

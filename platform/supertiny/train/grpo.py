@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined] # they are loaded lazily
@@ -36,7 +37,7 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
         return Grpo(
             model=model,
             reward_funcs=[TrlReward(name, task, prompts, tokenizer, cut) for name in config.rewards.weights()],
-            args=trainer_settings(config, plan.checkpoints),
+            args=trainer_settings(config, dist.get_world_size(), plan.checkpoints),
             train_dataset=Dataset.from_list([{"prompt": row.text, "prompt_id": row.prompt.id} for row in rows]),
             processing_class=tokenizer,
             peft_config=lora_config(config.lora) if config.lora else None,
@@ -48,10 +49,10 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
     return run_trainer(plan, {**METRICS, **names}, build)
 
 
-def trainer_settings(config: RlConfig, output: Path) -> GRPOConfig:
+def trainer_settings(config: RlConfig, num_workers: int, output: Path) -> GRPOConfig:
     """TRL's words for our settings."""
     return GRPOConfig(
-        **common_settings(config, config.steps, output),
+        **common_settings(config, config.steps, num_workers, output),
         **draw_settings(config),
         num_generations=config.group_size,
         reward_weights=list(config.rewards.weights().values()),

@@ -18,12 +18,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from supertiny.tracking import Tracker, open_trackers
 from supertiny.train.batching import Rows, batches, collate, share
-from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
+from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of, workers_of
 from supertiny.train.config import DistillConfig
 from supertiny.train.lora import add_lora
 from supertiny.train.metrics import check_finite, keep_until
 from supertiny.train.objective import objective_of
-from supertiny.train.ops import prepare_deepspeed, zero_settings
+from supertiny.train.ops import make_universal, prepare_deepspeed, zero_settings
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.schedule import learning_rate
@@ -45,8 +45,10 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     config = plan.config
     worker, num_workers = dist.get_rank(), dist.get_world_size()
     rows = read_rows(plan.rows)
-    engine = _engine(config, plan.student)
-    first_step = _resume(engine, plan.checkpoints)
+    checkpoint = agree_on_newest(plan.checkpoints)
+    resized = checkpoint is not None and workers_of(checkpoint) != num_workers
+    engine = _engine(config, plan.student, universal=resized)
+    first_step = _resume(engine, checkpoint, resized) if checkpoint else 0
     progress = _start_progress(plan, engine, first_step) if worker == 0 else None
     validation = open_validation(plan, first_step)
     if validation and not first_step:
@@ -76,7 +78,7 @@ class Progress:
         self._every = config.log_every_steps
         self._terms = list(config.losses.weights())
         peak = config.peak_teraflops
-        self._peak_tokens = config.num_workers * peak * 1e12 / (6 * parameters) if peak else None
+        self._peak_tokens = dist.get_world_size() * peak * 1e12 / (6 * parameters) if peak else None
         self._started = self._last = time.monotonic()
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -104,7 +106,7 @@ def _start_progress(plan: DistillPlan, engine: Any, first_step: int) -> Progress
     return Progress(open_trackers(plan.config.trackers, plan.output, first_step), first_step, plan.num_steps, plan.config, parameters)
 
 
-def _engine(config: DistillConfig, student: Path) -> Any:
+def _engine(config: DistillConfig, student: Path, universal: bool) -> Any:
     prepare_deepspeed()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16, attn_implementation=config.attention)
@@ -121,6 +123,7 @@ def _engine(config: DistillConfig, student: Path) -> Any:
             "params": {"lr": config.learning_rate, "weight_decay": config.weight_decay, "torch_adam": True},
         },
         "steps_per_print": 10**9,
+        "checkpoint": {"load_universal": universal},
     }
     if config.line_tokens is not None:
         check_boundaries(model)
@@ -164,15 +167,16 @@ def _checkpoint(engine: Any, folder: Path, step: int, metrics: dict[str, float])
     engine.save_checkpoint(folder, tag=STATE, save_latest=False)
     dist.barrier()
     if dist.get_rank() == 0:
-        seal(folder, step)
+        seal(folder, step, dist.get_world_size())
     ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
-def _resume(engine: Any, root: Path) -> int:
-    """Steps already done, after loading the last good checkpoint."""
-    folder = agree_on_newest(root)
-    if folder is None:
-        return 0
-    engine.load_checkpoint(folder, tag=STATE)
-    log.info("going on after step %d, from %s", step_of(folder), folder)
-    return step_of(folder)
+def _resume(engine: Any, checkpoint: Path, resized: bool) -> int:
+    """Steps already done, after loading a checkpoint; one of another number of workers is made to fit first."""
+    if resized:
+        engine.load_checkpoint(make_universal(checkpoint / STATE, checkpoint.parent.parent / "universal"), tag=STATE)
+    else:
+        engine.load_checkpoint(checkpoint, tag=STATE)
+    written = f", written by {workers_of(checkpoint)} workers" if resized else ""
+    log.info("going on after step %d, from %s%s", step_of(checkpoint), checkpoint, written)
+    return step_of(checkpoint)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import DistillationConfig, DistillationTrainer  # type: ignore[attr-defined] # they are loaded lazily
@@ -39,7 +40,7 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
         return DistillationTrainer(
             model=model,
             teacher_model=teacher,
-            args=trainer_settings(config, plan.num_steps, plan.checkpoints),
+            args=trainer_settings(config, plan.num_steps, dist.get_world_size(), plan.checkpoints),
             train_dataset=Dataset.from_list([{"prompt": row.text} for row in read_prompts(plan.prompts)]),
             processing_class=tokenizer,
             peft_config=lora_config(config.lora) if config.lora else None,
@@ -50,11 +51,11 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
     return {**metrics, divergence: metrics["loss"]}
 
 
-def trainer_settings(config: DistillConfig, num_steps: int, output: Path) -> DistillationConfig:
+def trainer_settings(config: DistillConfig, num_steps: int, num_workers: int, output: Path) -> DistillationConfig:
     """TRL's words for our settings."""
     assert config.on_policy is not None
     return DistillationConfig(
-        **common_settings(config, num_steps, output),
+        **common_settings(config, num_steps, num_workers, output),
         **draw_settings(config.on_policy),
         beta=trl_beta(config),
         lr_scheduler_type="cosine_with_min_lr",

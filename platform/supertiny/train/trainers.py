@@ -67,13 +67,13 @@ def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, 
     return watch.last | publish(model, validation, plan.output, plan.config.zero_stage)
 
 
-def common_settings(config: TrainConfig, num_steps: int, output: Path) -> dict[str, Any]:
-    """What every trainer of TRL takes, in transformers' words."""
+def common_settings(config: TrainConfig, num_steps: int, num_workers: int, output: Path) -> dict[str, Any]:
+    """What every trainer of TRL takes, in transformers' words; there may be fewer workers than `config` wants."""
     return {
         "output_dir": str(output),
         "max_steps": num_steps,
         "per_device_train_batch_size": config.micro_batch,
-        "gradient_accumulation_steps": config.batch // (config.num_workers * config.micro_batch),
+        "gradient_accumulation_steps": config.batch // (num_workers * config.micro_batch),
         "learning_rate": config.learning_rate,
         "warmup_steps": math.ceil(config.warmup_fraction * num_steps),
         "weight_decay": config.weight_decay,
@@ -172,7 +172,7 @@ class SealCheckpoints(TrainerCallback):
         folder = checkpoint_folder(self._root, state.global_step)
         if dist.get_rank() == 0:
             os.replace(self._root / f"checkpoint-{state.global_step}", folder)
-            seal(folder, state.global_step)
+            seal(folder, state.global_step, dist.get_world_size())
         dist.barrier()
         ray.train.report(
             {"step": state.global_step},

@@ -49,7 +49,7 @@ def check_fits(config: TrainConfig) -> None:
     Raises:
         PlanTooBig: naming both numbers.
     """
-    workers, there = config.num_workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    workers, there = config.min_workers or config.num_workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
     for resource, words in (("CPU", "logical CPUs"), ("GPU", "GPUs")):
         if resource in _resources(config) and workers > there.get(resource, 0):
             raise PlanTooBig(
@@ -86,7 +86,9 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
         train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.device == "gpu", resources_per_worker=_resources(config)
+            num_workers=_workers(config),  # type: ignore[arg-type] # Ray's second API takes a range, its annotation is the first's
+            use_gpu=config.device == "gpu",
+            resources_per_worker=_resources(config),
         ),
         torch_config=TorchConfig(backend="nccl" if config.device == "gpu" else "gloo", timeout_s=config.stall_seconds),
         run_config=RunConfig(
@@ -108,6 +110,11 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
         raise outcome
     result: dict[str, Any] = outcome
     return result
+
+
+def _workers(config: TrainConfig) -> int | tuple[int, int]:
+    """How many, or the fewest and the most."""
+    return config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers)
 
 
 def _resources(config: TrainConfig) -> dict[str, float]:
