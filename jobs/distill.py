@@ -1,10 +1,9 @@
 """Teach a student the teacher's rollouts: cross-entropy on the accepted completions, forward KL on the teacher's top-k tokens.
-
-On-policy (`mode = "on_policy"`) the student answers the rollouts' prompts itself, and the teacher scores.
+On-policy, the student answers the rollouts' prompts itself, and the teacher scores.
 
 python jobs/distill.py                 the embedded default; makes the demo's rollouts first if there are none
 python jobs/distill.py --config jobs/configs/demo/heal.toml --set run_root=/shared/runs/demo
-python jobs/distill.py --config jobs/configs/demo/on_policy.toml --set run_root=/shared/runs/demo
+python jobs/distill.py --config jobs/configs/demo/on_policy.toml --set student=distill
 
 Run it again to resume from the last checkpoint.
 """
