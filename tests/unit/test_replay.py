@@ -42,6 +42,12 @@ def test_a_prompt_that_both_have_stays_two_prompts(rollouts: list[Rollout]) -> N
     assert len({rollout.prompt.id for rollout in mixed}) == len({rollout.rollout_id for rollout in mixed}) == 2
 
 
+def test_earlier_prompts_are_a_slice_of_their_own(rollouts: list[Rollout]) -> None:
+    mixed = with_replay(rollouts[:8], {"june": rollouts[8:16]}, fraction=0.5, seed=0)
+    assert {rollout.prompt.slice for rollout in mixed[8:]} == {"replayed"}
+    assert "replayed" not in {rollout.prompt.slice for rollout in mixed[:8]}
+
+
 def test_what_is_kept_out_is_not_trained_on(rollouts: list[Rollout]) -> None:
     rest, kept_out = split(rollouts, ValidationConfig(fraction=0.3))
     assert len(rest) + len(kept_out) == len(rollouts)

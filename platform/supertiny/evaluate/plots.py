@@ -163,7 +163,7 @@ def _panels(curves: Curves) -> list[tuple[str, dict[str, list[float | None]]]]:
         "completion_tokens": "tokens a completion",
         "tokens_per_second": "tokens a second",
     }
-    groups = [*grouped, *((title, (metric,)) for metric, title in titles.items())]
+    groups = [*grouped, *((title, (metric, f"{metric}_replayed")) for metric, title in titles.items())]
     return [(title, {metric: curves.metrics[metric] for metric in metrics if metric in curves.metrics}) for title, metrics in groups]
 
 

@@ -23,7 +23,7 @@ from supertiny.train.objective import check_teacher
 from supertiny.train.packing import pack, write_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
-from supertiny.train.replay import with_replay
+from supertiny.train.replay import renamed, with_replay
 from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer
 from supertiny.train.workers import check_fits, checkpoints_in, connect, run_workers
 
@@ -61,12 +61,14 @@ def open_student(config: TrainConfig) -> Artifact:
 
 
 def _read(config: DistillConfig, parents: Mapping[str, Artifact]) -> tuple[list[Rollout], list[Rollout]]:
-    """The rollouts to train on, replayed ones among them, and those kept out."""
+    """The rollouts to train on, replayed ones among them, and those kept out, of both."""
     rest, kept_out = split(read_rollouts(parents["rollouts"].path), config.validation)
     if config.replay is None:
         return rest, kept_out
-    earlier = {name: split(read_rollouts(parents[f"replay:{name}"].path), config.validation)[0] for name in config.replay.rollouts}
-    return with_replay(rest, earlier, config.replay.fraction, config.seed), kept_out
+    earlier = {name: split(read_rollouts(parents[f"replay:{name}"].path), config.validation) for name in config.replay.rollouts}
+    to_train_on = {name: parts[0] for name, parts in earlier.items()}
+    to_validate = renamed({name: parts[1] for name, parts in earlier.items()})
+    return with_replay(rest, to_train_on, config.replay.fraction, config.seed), [*kept_out, *to_validate]
 
 
 def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], folder: Path) -> Mapping[str, Any]:

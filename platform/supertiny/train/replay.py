@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from supertiny.records import Rollout
 
 log = logging.getLogger(__name__)
+REPLAYED = "replayed"
+"""Slice of the validation prompts that come from earlier rollouts: what shows forgetting."""
 
 
 def with_replay(new: Sequence[Rollout], earlier: Mapping[str, Sequence[Rollout]], fraction: float, seed: int) -> list[Rollout]:
@@ -17,13 +19,18 @@ def with_replay(new: Sequence[Rollout], earlier: Mapping[str, Sequence[Rollout]]
     Args:
         earlier: by the name of their artifact, which is put before the ids: two artifacts may have a prompt of one id and other tools.
     """
-    pool = [_renamed(rollout, name) for name, rollouts in earlier.items() for rollout in rollouts]
+    pool = renamed(earlier)
     wanted = round(fraction / (1 - fraction) * len(new))
     if wanted > len(pool):
         log.warning("replay: %d earlier rollouts where %d would be %.0f %% of all; taking them all", len(pool), wanted, 100 * fraction)
     return [*new, *random.Random(seed).sample(pool, min(wanted, len(pool)))]
 
 
+def renamed(earlier: Mapping[str, Sequence[Rollout]]) -> list[Rollout]:
+    """Earlier rollouts with their artifact's name before their ids, their prompts in the slice of what is replayed."""
+    return [_renamed(rollout, name) for name, rollouts in earlier.items() for rollout in rollouts]
+
+
 def _renamed(rollout: Rollout, name: str) -> Rollout:
-    prompt = rollout.prompt.model_copy(update={"id": f"{name}:{rollout.prompt.id}"})
+    prompt = rollout.prompt.model_copy(update={"id": f"{name}:{rollout.prompt.id}", "slice": REPLAYED})
     return rollout.model_copy(update={"rollout_id": f"{name}:{rollout.rollout_id}", "prompt": prompt})

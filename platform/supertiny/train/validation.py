@@ -19,6 +19,7 @@ from supertiny.tasks.base import Task, load_task
 from supertiny.train.config import ValidationConfig
 from supertiny.train.plan import DistillPlan, DrawPlan
 from supertiny.train.prompts import RenderedPrompt, read_prompts
+from supertiny.train.replay import REPLAYED
 from supertiny.train.rewards import completion_text
 from supertiny.train.students import open_tokenizer, save_student
 
@@ -57,25 +58,31 @@ class Validation:
         return step % self._config.every_steps == 0 or step == self._num_steps
 
     def ask(self, model: Any, step: int) -> dict[str, float]:
-        """The fraction that the verifier accepts, and the seconds that it took; for every worker of the process group to call."""
+        """The fraction that the verifier accepts, that of the replayed rollouts' prompts too where there are any, and the seconds taken.
+
+        For every worker of the process group to call.
+        """
         started = time.monotonic()
         own = self._prompts[dist.get_rank() :: dist.get_world_size()]
-        right = sum(self._right(model, own[start : start + ASKED_AT_ONCE]) for start in range(0, len(own), ASKED_AT_ONCE))
-        total = torch.tensor(float(right), device=model.device)
-        dist.all_reduce(total)
-        fraction = total.item() / len(self._prompts)
+        right = [one for start in range(0, len(own), ASKED_AT_ONCE) for one in self._right(model, own[start : start + ASKED_AT_ONCE])]
+        replayed = [one for one, prompt in zip(right, own, strict=True) if prompt.prompt.slice == REPLAYED]
+        counts = torch.tensor([len(right), sum(right), len(replayed), sum(replayed)], device=model.device)
+        dist.all_reduce(counts)
+        num, num_right, num_replayed, replayed_right = counts.tolist()
+        fraction = num_right / num
         if dist.get_rank() == 0:
             log.info("step %d/%d: %.1f %% of %d validation prompts right", step, self._num_steps, 100 * fraction, len(self._prompts))
             self._best.offer(model, step, fraction)
-        return {EXACT_MATCH: fraction, SECONDS: round(time.monotonic() - started, 4)}
+        of_replayed = {f"{EXACT_MATCH}_{REPLAYED}": replayed_right / num_replayed} if num_replayed else {}
+        return {EXACT_MATCH: fraction, **of_replayed, SECONDS: round(time.monotonic() - started, 4)}
 
     def publish(self, output: Path) -> dict[str, float]:
         """Move the best weights to where the student belongs; worker 0 alone. Returns which step's they are and how good."""
         return self._best.publish(output)
 
-    def _right(self, model: Any, prompts: Sequence[RenderedPrompt]) -> int:
+    def _right(self, model: Any, prompts: Sequence[RenderedPrompt]) -> list[bool]:
         answers = greedy_answers(model, self._tokenizer, [each.text for each in prompts], self._config.max_completion_tokens)
-        return sum(self._task.verify(each.prompt, answer).accepted for each, answer in zip(prompts, answers, strict=True))
+        return [self._task.verify(each.prompt, answer).accepted for each, answer in zip(prompts, answers, strict=True)]
 
 
 class Best:
