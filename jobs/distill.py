@@ -1,7 +1,9 @@
 """Teach a student the teacher's rollouts: cross-entropy on the accepted completions, forward KL on the teacher's top-k tokens.
+On-policy, the student answers the rollouts' prompts itself, and the teacher scores.
 
 python jobs/distill.py                 the embedded default; makes the demo's rollouts first if there are none
 python jobs/distill.py --config jobs/configs/demo/heal.toml --set run_root=/shared/runs/demo
+python jobs/distill.py --config jobs/configs/demo/on_policy.toml --set student=distill
 
 Run it again to resume from the last checkpoint.
 """
@@ -21,7 +23,7 @@ def main(config: DistillConfig) -> None:
     from supertiny.train.workers import check_fits
 
     open_student(config)  # what cannot work shows before the rollouts are made
-    check_fits(config.num_workers)
+    check_fits(config)
     demo = load(RolloutConfig, DEMO_ROLLOUT)
     embedded = (config.rollouts, config.task.path) == (demo.name, demo.task.path)
     if embedded and not (Path(config.run_root).expanduser() / demo.name).exists():

@@ -24,10 +24,10 @@ from supertiny.records import Rollout
 from supertiny.tasks.assistant.task import AssistantTask
 from supertiny.train.config import RlConfig
 from supertiny.train.metrics import read_metrics
-from supertiny.train.plan import RlPrompt
 from supertiny.train.pretrain import collate
-from supertiny.train.rewards import VerifierReward
-from supertiny.train.rl import render_prompts, rl
+from supertiny.train.prompts import render_prompts
+from supertiny.train.rewards import TrlReward
+from supertiny.train.rl import rl
 from supertiny.train.students import open_tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -123,8 +123,8 @@ def mean_reward(folder: Path, rollouts: list[Rollout]) -> float:
 
     tokenizer = open_tokenizer(folder)
     tokenizer.padding_side = "left"
-    prompts: list[RlPrompt] = render_prompts(rollouts, tokenizer)
-    reward = VerifierReward(AssistantTask(), [prompt.prompt for prompt in prompts], tokenizer)
+    prompts = render_prompts(rollouts, tokenizer)
+    reward = TrlReward("verifier", AssistantTask(), [prompt.prompt for prompt in prompts], tokenizer, max_tokens=64)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     inputs = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ import ray
 from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
 from train_runs import finished_checkpoints, training_workers, wait_for
 
-from supertiny.artifacts import open_artifact
+from supertiny.artifacts import open_artifact, stage_key
 from supertiny.errors import ConfigError, CorruptArtifact, MissingInput, NotFinite, PlanTooBig
 from supertiny.train.config import DistillConfig
 from supertiny.train.distill import distill
@@ -105,6 +105,56 @@ def test_every_named_term_and_the_mask_are_in_the_metrics_of_every_step(inputs: 
         assert 0 < step["divergent_fraction"] <= 1
         assert 0 < step["tail_penalty"] < 1
     assert {"cross_entropy_last", "forward_kl_last", "tail_penalty_last"} <= artifact.manifest.metrics.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_fewer_workers_go_on_with_what_more_of_them_left(
+    zero_stage: int, undisturbed: Path, inputs: Path, checkout: Path, tmp_path: Path
+) -> None:
+    toml = tmp_path / "distill.toml"
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in {**SETTINGS, "zero_stage": zero_stage}.items()))
+    config_in(tmp_path / "two", inputs)
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen(
+        [sys.executable, "jobs/distill.py", "--config", str(toml), "--set", f"run_root={tmp_path / 'two'}"], cwd=checkout, env=environment
+    )
+    wait_for(lambda: finished_checkpoints(tmp_path / "two"), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not training_workers())
+    (left,) = (tmp_path / "two").glob(".distill.*.partial")
+
+    config = config_in(tmp_path / "one", inputs, zero_stage=zero_stage, num_workers=1)
+    parents = {
+        "student": open_artifact("base", config.run_root, "model"),
+        "rollouts": open_artifact("rollouts", config.run_root, "rollouts"),
+    }
+    shutil.copytree(left, tmp_path / "one" / f".distill.{stage_key(config, 'model', parents)[:8]}.partial")
+    losses = zip(steps_and_losses(distill(config).path), steps_and_losses(undisturbed), strict=True)
+    assert all(one == (other[0], pytest.approx(other[1], rel=0.05)) for one, other in losses)
+
+
+@pytest.mark.slow
+def test_lora_and_validation_end_in_a_plain_model_of_the_best_weights(inputs: Path, undisturbed: Path, tmp_path: Path) -> None:
+    values = {"lora": {"rank": 4}, "validation": {"fraction": 0.2, "every_steps": 5, "max_completion_tokens": 8}}
+    artifact = distill(config_in(tmp_path, inputs, epochs=2.0, **values))
+    metrics = artifact.manifest.metrics
+    asked = [int(line["step"]) for line in read_metrics(artifact.path / "metrics.jsonl") if "validation_exact_match" in line]
+    assert asked == [5, metrics["steps"]]
+    assert metrics["best_step"] in {0, *asked}
+    assert metrics["rows"] < NUM_ROWS
+    assert metrics["parameters"] == open_artifact(str(undisturbed), "", "model").manifest.metrics["parameters"]
+
+
+@pytest.mark.slow
+def test_earlier_rollouts_are_replayed_and_are_parents(inputs: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, inputs, epochs=1.0, replay={"rollouts": ["june"], "fraction": 0.2})
+    publish_rollouts(tmp_path, gold_rollouts(assistant_tokenizer(), 40), "june")
+    artifact = distill(config)
+    assert artifact.manifest.metrics["rollouts_replayed"] == 16  # of 64 + 16
+    assert artifact.manifest.metrics["rows"] == 80
+    assert set(artifact.manifest.parents) == {"student", "rollouts", "replay:june"}
 
 
 def test_terms_of_a_teacher_are_refused_for_rollouts_without_one(inputs: Path, tmp_path: Path) -> None:

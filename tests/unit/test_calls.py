@@ -4,7 +4,19 @@ from hypothesis import strategies as st
 
 from supertiny.errors import MalformedCall
 from supertiny.records import Call
-from supertiny.tasks.calls import argument_f1, call_schema, check_schema, grade, matches, most_common, parse, parse_body, render
+from supertiny.tasks.calls import (
+    argument_f1,
+    argument_similarity,
+    call_schema,
+    check_schema,
+    grade,
+    matches,
+    most_common,
+    name_overlap,
+    parse,
+    parse_body,
+    render,
+)
 
 LIGHT = Call(name="set_light", arguments={"room": "kitchen", "power": "on"})
 TIMER = Call(name="set_timer", arguments={"minutes": 7})
@@ -126,3 +138,13 @@ def test_texts_with_the_same_calls_vote_together() -> None:
     one, same, other = (render([Call(name="play", arguments=a)]) for a in ({"a": "x", "b": "y"}, {"b": "Y", "a": "x"}, {"a": "x"}))
     assert most_common([other, one, same]) == one
     assert most_common(["no", "<tool_call>", "never"]) == "no"
+
+
+@given(st.lists(calls, max_size=3), st.lists(calls, max_size=3))
+def test_a_grade_is_overlap_of_names_times_similarity_of_arguments(some: list[Call], others: list[Call]) -> None:
+    assert grade(some, others) == name_overlap(some, others) * argument_similarity(some, others)
+    assert name_overlap(some, others) == name_overlap(others, some)
+
+
+def test_two_of_three_names_in_common_overlap_by_two_thirds() -> None:
+    assert name_overlap([TIMER, LIGHT], [LIGHT, TIMER, TIMER]) == pytest.approx(2 / 3)

@@ -110,6 +110,16 @@ def test_a_stages_model_is_named_so_that_it_can_be_found_again(tmp_path: Path) -
     assert stages == {"base": "package://supertiny.tasks.assistant/models/base", "awq": str(tmp_path / "awq")}
 
 
+def test_stages_of_another_curriculum_stand_in_their_own_order(tmp_path: Path) -> None:
+    publish_run(tmp_path)
+    publish(tmp_path, "distill", 950)
+    for child, parent in (("rl", "base"), ("distill", "rl"), ("awq", "distill")):
+        manifest = tmp_path / child / "manifest.json"
+        values = json.loads(manifest.read_text())
+        manifest.write_text(json.dumps({**values, "parents": {"student": {"uri": parent, "sha256": ""}}}))
+    assert [stage.name for stage in write_report(str(tmp_path)).stages] == ["teacher", "base", "rl", "distill", "awq"]
+
+
 def test_a_changed_price_needs_no_new_evaluation(tmp_path: Path) -> None:
     publish_run(tmp_path)
     table = tmp_path / "prices.toml"

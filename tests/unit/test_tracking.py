@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
-from supertiny.tracking import JsonlTracker, MemoryTracker, Tracker
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from supertiny.errors import ConfigError
+from supertiny.tracking import JsonlTracker, MemoryTracker, Tracker, check_trackers, open_trackers, run_name
 
 
 def test_lines_are_added_one_object_a_step_also_after_a_restart(tmp_path: Path) -> None:
@@ -31,3 +36,39 @@ def test_the_fake_keeps_what_the_real_one_writes(tmp_path: Path) -> None:
     for tracker in trackers:
         tracker.log({"loss": 0.5}, step=1)
     assert memory.records == [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_tensorboard_gets_every_metric_and_hides_what_a_killed_run_logged_too_much(tmp_path: Path) -> None:
+    first = open_trackers(["tensorboard"], tmp_path)
+    for step in (1, 2, 3):
+        first.log({"loss": 1 / step, "tokens": 8}, step)
+    first.close()
+    again = open_trackers(["tensorboard"], tmp_path, first_step=2)
+    again.log({"loss": 0.25}, 3)
+    again.close()
+    before, after = (events_of(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    logged = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in before if event.summary.value]
+    assert logged[0] == (1, {"loss": 1.0})
+    assert [step for step, values in logged if "tokens" in values] == [1, 2, 3]
+    assert [event.step for event in after if event.session_log.status] == [3]  # from this step on, the earlier file does not count
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_run_is_named_after_the_folder_that_it_fills(tmp_path: Path) -> None:
+    assert run_name(tmp_path / ".distill.3f9a2c01.partial") == "distill.3f9a2c01"
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install() -> None:
+    check_trackers(["tensorboard"])
+    with pytest.raises(ConfigError, match=r"trackers: wandb is not installed; pip install 'supertiny\[wandb\]'"):
+        check_trackers(["tensorboard", "wandb"])
+
+
+def events_of(path: Path) -> list[Event]:
+    """The events of one of TensorBoard's files: each has a length (8 bytes) and its checksum (4) before, a checksum (4) behind."""
+    events, data = [], path.read_bytes()
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events

@@ -13,7 +13,7 @@ def write_checkpoint(root: Path, step: int) -> Path:
     folder = checkpoint_folder(root, step)
     (folder / "deepspeed").mkdir(parents=True)
     (folder / "deepspeed" / "state.pt").write_bytes(b"weights and moments" * step)
-    seal(folder, step)
+    seal(folder, step, num_workers=2)
     return folder
 
 

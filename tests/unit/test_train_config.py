@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 
 from supertiny.config import validate
 from supertiny.errors import ConfigError
-from supertiny.train.config import WHOLE_TEACHER, DistillConfig, LossWeights, RlConfig
+from supertiny.train.config import WHOLE_TEACHER, DistillConfig, LossWeights, RewardWeights, RlConfig
 from supertiny.train.losses import TERMS
+from supertiny.train.rewards import REWARDS
 from supertiny.train.schedule import learning_rate
 
 
@@ -65,9 +68,13 @@ def test_a_batch_of_completions_must_be_whole_groups() -> None:
         (RlConfig, {"group_size": 1}),
         (RlConfig, {"temperature": 0}),
         (RlConfig, {"kl_coef": -0.1}),
+        (DistillConfig, {"replay": {"rollouts": []}}),
+        (DistillConfig, {"replay": {"rollouts": ["old"], "fraction": 1}}),
+        (RlConfig, {"validation": {"fraction": 0.9}}),
+        (RlConfig, {"lora": {"rank": 0}}),
     ],
 )
-def test_values_out_of_bounds_are_named(config: type, values: dict[str, float]) -> None:
+def test_values_out_of_bounds_are_named(config: type, values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         validate(config, values, "test")
 
@@ -79,3 +86,85 @@ def test_the_learning_rate_rises_straight_and_falls_along_a_cosine() -> None:
     assert rates[5] == pytest.approx(0.55)  # half way down
     assert rates[-1] == pytest.approx(0.1)
     assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_on_policy_distillation_minimises_reverse_kl_unless_told_otherwise() -> None:
+    config = validate(DistillConfig, {"mode": "on_policy"}, "test")
+    assert config.losses.weights() == {"reverse_kl": 1}
+    assert config.on_policy is not None
+    jsd = {"mode": "on_policy", "losses": {"jsd": 1}, "on_policy": {"jsd_beta": 0.3}}
+    assert validate(DistillConfig, jsd, "test").losses.weights() == {"jsd": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"losses": {"cross_entropy": 1}}, "on-policy there is one of forward_kl, reverse_kl, jsd"),
+        ({"losses": {"reverse_kl": 2}}, "with weight 1"),
+        ({"losses": {"reverse_kl": 1, "jsd": 1}}, "there is one of"),
+        ({"losses": {"jsd": 1}}, "jsd_beta belongs to losses.jsd: give both or neither"),
+        ({"on_policy": {"jsd_beta": 0.5}}, "jsd_beta belongs to losses.jsd"),
+        ({"line_tokens": 128}, "line_tokens without effect"),
+        ({"min_divergence": 0.1}, "min_divergence without effect"),
+        ({"max_tokens": 90}, "leaves no room for a prompt"),
+        ({"on_policy": {"generation": "vllm"}}, "generation vllm takes device gpu"),
+    ],
+)
+def test_what_on_policy_distillation_cannot_use_is_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        validate(DistillConfig, {"mode": "on_policy", **values}, "test")
+
+
+def test_settings_of_another_mode_are_refused() -> None:
+    with pytest.raises(ConfigError, match='on_policy without effect: set mode = "on_policy"'):
+        validate(DistillConfig, {"on_policy": {}}, "test")
+    with pytest.raises(ConfigError, match="off-policy distillation runs in DeepSpeed"):
+        validate(DistillConfig, {"zero_stage": None}, "test")
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"generation": "vllm"}, "generation vllm takes device gpu"),
+        ({"vllm_memory_fraction": 0.5}, "vllm_memory_fraction without effect"),
+        ({"offload": True, "zero_stage": 1}, "offload without effect"),
+        ({"offload": True, "device": "gpu"}, "offload without effect"),
+        ({"zero_stage": 3, "validation": {}}, "zero_stage 3 leaves no worker the whole weights"),
+        ({"zero_stage": 3, "lora": {}}, "zero_stage 3 leaves no worker the whole weights"),
+        ({"rewards": {"length": 1}}, "rewards: no reward says what is right"),
+        ({"rewards": {}}, "rewards: no reward says what is right"),
+        ({"rewards": {"argument": 1}}, "did you mean arguments"),
+    ],
+)
+def test_a_setting_without_effect_or_sense_is_refused(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        validate(RlConfig, values, "test")
+
+
+def test_a_gpu_takes_vllm_and_offloading() -> None:
+    values = {"device": "gpu", "generation": "vllm", "zero_stage": 2, "offload": True}
+    assert validate(RlConfig, values, "test").generation == "vllm"
+
+
+def test_the_rewards_are_exactly_those_named_and_their_weights_add_up_to_one() -> None:
+    assert validate(RlConfig, {}, "test").rewards.weights() == {"verifier": 1}
+    assert validate(RlConfig, {"rewards": {"calls": 1, "arguments": 3}}, "test").rewards.weights() == {"calls": 0.25, "arguments": 0.75}
+
+
+def test_every_reward_of_the_config_has_its_function() -> None:
+    assert list(REWARDS) == list(RewardWeights.model_fields)
+
+
+def test_trackers_change_no_result_and_so_no_key() -> None:
+    assert validate(RlConfig, {"trackers": []}, "test").settings() == validate(RlConfig, {}, "test").settings()
+
+
+def test_a_range_of_workers_must_divide_the_batch_at_every_number() -> None:
+    values = {"num_workers": 4, "min_workers": 1, "batch": 96}
+    assert validate(DistillConfig, values, "test").min_workers == 1
+    with pytest.raises(ConfigError, match="min_workers 1: batch 32 is not a multiple of 3 x micro_batch 8"):
+        validate(DistillConfig, {**values, "batch": 32}, "test")
+    with pytest.raises(ConfigError, match="min_workers 2 without effect"):
+        validate(DistillConfig, {"min_workers": 2}, "test")
+    with pytest.raises(ConfigError, match="leave zero_stage out"):
+        validate(RlConfig, {"min_workers": 1, "zero_stage": 1}, "test")

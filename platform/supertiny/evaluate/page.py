@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from supertiny.evaluate import phrases, plots
-from supertiny.evaluate.schema import GateResult, Report, Stage
+from supertiny.evaluate.schema import Curves, GateResult, Report, Stage
 
 
 def render_page(report: Report) -> str:
@@ -22,6 +22,7 @@ def render_page(report: Report) -> str:
         plots="\n".join(_figure(report, *plot) for plot in _PLOTS),
         stages=_stages(report),
         slices=_slices(report.gate) if report.gate else "",
+        training=_training(report),
         ab=_ab(report),
         definitions=_definition_list(_definitions(report)),
         provenance=_definition_list(_provenance(report)),
@@ -164,6 +165,23 @@ def _slices(gate: GateResult) -> str:
         '<section aria-labelledby="slices"><h2 id="slices">The gate by slice</h2>'
         f'<p class="muted">Only the last line decides; the others show where a loss would come from.</p>{table}</section>'
     )
+
+
+def _training(report: Report) -> str:
+    figures = "\n".join(_curves(name, curves) for name, curves in report.curves.items())
+    if not figures:
+        return ""
+    return (
+        '<section aria-labelledby="training"><h2 id="training">How training went</h2><p class="muted">Metrics over the steps, from each '
+        f"stage's own file; TensorBoard reads the same from the run's folder.</p><div class=\"plots\">\n{figures}\n</div></section>"
+    )
+
+
+def _curves(name: str, curves: Curves) -> str:
+    ends = [(metric, [value for value in values if value is not None]) for metric, values in curves.metrics.items()]
+    told = "; ".join(f"{metric} from {values[0]:.4g} to {values[-1]:.4g}" for metric, values in ends)
+    label = escape(f"{name}, {curves.steps[-1]} steps. {told}", quote=True)
+    return f'<figure><h3>{escape(name)}</h3><div role="img" aria-label="{label}">{plots.training(name, curves)}</div></figure>'
 
 
 def _ab(report: Report) -> str:

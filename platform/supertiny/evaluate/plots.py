@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from supertiny.evaluate import phrases
 from supertiny.evaluate.compare import Interval
 from supertiny.evaluate.labels import place_labels
-from supertiny.evaluate.schema import Report
+from supertiny.evaluate.schema import Curves, Report
 
 INK, MUTED, FAINT = "#1c2733", "#5d6b7a", "#d9dfe5"
 BASELINE, CANDIDATE, OTHERS = "#1c2733", "#0b63c5", "#93a5b8"
@@ -126,6 +127,46 @@ def quality_by_slice(report: Report) -> str:
     return _svg(figure, "slices", top=0.95)
 
 
+def training(name: str, curves: Curves) -> str:
+    """A stage's metrics over its steps, one small plot a kind; the parts of a loss or reward share its plot."""
+    shown = [(title, lines) for title, lines in _panels(curves) if lines]
+    rows = math.ceil(len(shown) / 2)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.3 + 1.25 * rows))
+        panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axes, (title, lines) in zip(panels, shown, strict=False):
+        for (metric, values), (colour, _) in zip(lines.items(), SLICES, strict=False):
+            known = [(step, value) for step, value in zip(curves.steps, values, strict=True) if value is not None]
+            axes.plot(*zip(*known, strict=True), color=colour, lw=1.1, marker="." if len(known) < 12 else "", label=metric)
+        axes.set_title(title, loc="left", fontsize=8.5, color=INK)
+        axes.tick_params(length=0, labelsize=7)
+        axes.set_xlim(0, 1.02 * curves.steps[-1])
+        axes.locator_params(nbins=4)
+        axes.grid(axis="y")
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=6.5, labelcolor=INK, handlelength=1, borderaxespad=0)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    return _svg(figure, f"training-{name}")
+
+
+def _panels(curves: Curves) -> list[tuple[str, dict[str, list[float | None]]]]:
+    """Titles and the metrics below them; those that no title names have their own."""
+    terms = ("loss", "cross_entropy", "forward_kl", "tail_penalty")
+    rewards = ("reward", *(metric for metric in curves.metrics if metric.startswith("reward_") and metric != "reward_std"))
+    grouped = [("loss, nats a token" if "cross_entropy" in curves.metrics else "loss", terms), ("reward", rewards)]
+    titles = {
+        "validation_exact_match": "exact match, prompts kept out",
+        "kl": "reverse KL to the reference",
+        "entropy": "entropy, nats a token",
+        "gradient_norm": "gradient norm",
+        "completion_tokens": "tokens a completion",
+        "tokens_per_second": "tokens a second",
+    }
+    groups = [*grouped, *((title, (metric, f"{metric}_replayed")) for metric, title in titles.items())]
+    return [(title, {metric: curves.metrics[metric] for metric in metrics if metric in curves.metrics}) for title, metrics in groups]
+
+
 def _scatter(report: Report, name: str, values: Sequence[float | None], label: str, tick: Callable[[float], str]) -> str:
     shown = [(stage, value) for stage, value in zip(report.stages, values, strict=True) if value is not None]
     figure, axes = _figure(3.5)
@@ -181,7 +222,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, name: str, top: float | None = None) -> str:
     """The figure as one SVG element; ids get the plot's name, so that several fit into one page."""
     buffer = io.StringIO()
-    if name in ("slices", "size", "time"):
+    if name in ("slices", "size", "time") or name.startswith("training"):
         figure.tight_layout(pad=0.2, rect=(0, 0, 1, top or 1))
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

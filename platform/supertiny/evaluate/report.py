@@ -11,11 +11,12 @@ from pathlib import Path
 from supertiny.artifacts import MANIFEST, PACKAGE, Artifact, Manifest, open_artifact, read_manifest, write_atomically
 from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
+from supertiny.evaluate.curves import read_curves
 from supertiny.evaluate.page import render_page
 from supertiny.evaluate.schema import Ab, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
 
-STAGES = ("teacher", "base", "distill", "rl", "prune", "heal", "awq", "w8a8")
-"""The chain's models in the order in which they are made; others come after them."""
+STAGES = ("teacher", "base", "sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "w8a8")
+"""The chain's models, in the order of those that stand at one place of it; others come after them."""
 PACKAGES = ("ray", "vllm", "torch", "transformers", "trl", "deepspeed", "llmcompressor", "supertiny")
 EVALUATION = "eval-"
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def write_report(
 
 def build_report(run_root: str, *, prices: str | None, gate: str, ab: Ab | None, more_seconds: Mapping[str, float] | None) -> Report:
     """The report as data; arguments and errors are those of `write_report`."""
-    published = published_in(Path(run_root).expanduser().absolute())
+    root = Path(run_root).expanduser().absolute()
+    published = published_in(root)
     evaluations = {
         name.removeprefix(EVALUATION): open_artifact(name, run_root, "evaluation")
         for name, manifest in published.items()
@@ -65,10 +67,13 @@ def build_report(run_root: str, *, prices: str | None, gate: str, ab: Ab | None,
     price = common_price(metrics, prices)
     made_by = published.get(gate) or list(published.values())[-1]
     return Report(
-        stages=[_stage(name, evaluations[name], metrics[name], price) for name in sorted(metrics, key=_place)],
+        stages=[
+            _stage(name, evaluations[name], metrics[name], price) for name in sorted(metrics, key=lambda name: _place(name, published))
+        ],
         gate=_gate(open_artifact(gate, run_root, "gate")) if gate in published else None,
         ab=ab,
         seconds={**{name: manifest.seconds for name, manifest in published.items()}, **(more_seconds or {})},
+        curves={name: curves for name in published if (curves := read_curves(root / name))},
         versions=versions(),
         git_revision=made_by.git_revision,
         price=price,
@@ -109,8 +114,12 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _place(name: str) -> tuple[int, str]:
-    return (STAGES.index(name) if name in STAGES else len(STAGES), name)
+def _place(name: str, published: Mapping[str, Manifest]) -> tuple[bool, int, int, str]:
+    """The teacher first, then by the number of stages behind a model: a curriculum may have any order."""
+    behind, model = 0, published.get(name)
+    while model and "student" in model.parents:
+        behind, model = behind + 1, published.get(model.parents["student"].uri)
+    return (name != "teacher", behind, STAGES.index(name) if name in STAGES else len(STAGES), name)
 
 
 def _stage(name: str, evaluation: Artifact, metrics: EvaluationMetrics, price: MachinePrice) -> Stage:

@@ -112,6 +112,14 @@ class Stage(Record):
     usd_per_thousand_correct: float | None
 
 
+class Curves(Record):
+    """A training stage's metrics by step."""
+
+    steps: list[int]
+    metrics: dict[str, list[float | None]]
+    """By name, a value a step; None where it was not measured."""
+
+
 class GateResult(Record):
     """The gate, by the names of the report's stages."""
 
@@ -156,6 +164,8 @@ class Report(Record):
     """None before anything was served."""
     seconds: dict[str, float]
     """What making each artifact took, by its name, in the order in which they were published."""
+    curves: dict[str, Curves] = Field(default_factory=dict)
+    """How each training stage went, by its artifact's name, in the same order."""
     versions: dict[str, str]
     git_revision: str
     price: MachinePrice

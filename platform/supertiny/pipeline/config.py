@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from supertiny.compress.config import PruneConfig, QuantizeConfig
 from supertiny.config import Config, JobConfig
@@ -21,9 +21,11 @@ SHARED = tuple(JobConfig.model_fields)
 """Keys of the top that every section inherits."""
 CHAIN: dict[str, dict[str, Any]] = {
     "rollout": {"name": "rollouts"},
+    "sft": {"name": "sft", "losses": {"cross_entropy": 1.0}},
     "distill": {"name": "distill"},
-    "rl": {"name": "rl", "student": "distill"},
-    "prune": {"name": "prune", "student": "rl"},
+    "on_policy": {"name": "on_policy", "mode": "on_policy"},
+    "rl": {"name": "rl"},
+    "prune": {"name": "prune"},
     "heal": {"name": "heal", "student": "prune"},
     "awq": {"name": "awq", "student": "heal", "format": "awq_w4a16"},
     "w8a8": {"name": "w8a8", "student": "heal", "format": "w8a8"},
@@ -31,9 +33,11 @@ CHAIN: dict[str, dict[str, Any]] = {
     "gate": {"name": "gate"},
     "promote": {"name": "promote", "gate": "gate"},
 }
-"""What each section starts from: the artifact it publishes and the one it takes, in the order of the chain."""
+"""What each section starts from: the artifact that it publishes and, where that is always the same, the one that it takes."""
 PINNED = ("name", "gate")
 """Keys that only the chain sets: the report and the serving look its artifacts up by these names."""
+Transfer = Literal["sft", "distill", "on_policy", "rl"]
+"""A stage of the curriculum, by its section."""
 
 
 class TrafficConfig(Config):
@@ -48,7 +52,7 @@ class TrafficConfig(Config):
 
 
 class PipelineConfig(JobConfig):
-    """The whole chain: rollout, distill, rl, prune, heal, quantize in two ways, an evaluation after each, and a gate."""
+    """The whole chain: rollout, the curriculum, prune, heal, quantize in two ways, an evaluation after each, and a gate."""
 
     teacher: str = "package://supertiny.tasks.assistant/models/teacher"
     """Model that the teacher pipeline calls; `teacher` where `pretrain_teacher` makes it."""
@@ -60,10 +64,17 @@ class PipelineConfig(JobConfig):
     """Make the student's start first."""
     rollout: RolloutConfig
     """The teacher's rollouts."""
+    curriculum: tuple[Transfer, ...] = ("distill", "rl")
+    """Sections whose stages make the student of `base`, in their order, each once; the others are not run. The first takes `base`, every
+    other one what the one before it made, unless it says otherwise itself."""
+    sft: DistillConfig
+    """Cross-entropy on the accepted completions alone."""
     distill: DistillConfig
-    """Their transfer into the student."""
+    """The teacher's distribution over its own completions."""
+    on_policy: DistillConfig
+    """The teacher's distribution over the student's completions; `teacher` scores, unless the section says otherwise."""
     rl: RlConfig
-    """The verifier's reward on top."""
+    """Rewards of the student's completions."""
     prune: PruneConfig
     """The cut to the target size."""
     heal: DistillConfig
@@ -93,14 +104,34 @@ class PipelineConfig(JobConfig):
             return values
         top = {key: values[key] for key in SHARED if key in values}
         teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
-        base = {"student": values["base"]} if "base" in values else {}
-        inputs = {"rollout": teacher, "distill": base, "serve": teacher}
+        inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
         for name, start in CHAIN.items():
             _refuse_pinned(name, start, values.get(name))
         sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name, {})) for name, start in CHAIN.items()}
+        for section in sections.values():
+            if section.get("mode") == "on_policy":
+                section["on_policy"] = _merged(teacher, section.get("on_policy", {}))
         pretrained = {name: _merged(top, values[name]) for name in ("pretrain_teacher", "pretrain_base") if values.get(name)}
         return {**values, **sections, **pretrained, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
+
+    @classmethod
+    def _students(cls, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        """What every stage of the curriculum starts from, and the cut behind it."""
+        student = values.get("base", cls.model_fields["base"].default)
+        inputs = {}
+        for section in values.get("curriculum", cls.model_fields["curriculum"].default):
+            inputs[section] = {"student": student}
+            student = section
+        return {**inputs, "prune": {"student": student}}
+
+    @field_validator("curriculum")
+    @classmethod
+    def _each_once(cls, curriculum: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({section for section in curriculum if curriculum.count(section) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is there twice: a section publishes one artifact")
+        return curriculum
 
 
 def _refuse_pinned(section: str, start: Mapping[str, Any], given: Any) -> None:

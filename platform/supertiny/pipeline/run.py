@@ -21,6 +21,8 @@ from supertiny.pipeline.report import write_run_report
 from supertiny.rollout.pipeline import check_fits as check_rollout_fits
 from supertiny.rollout.pipeline import rollout
 from supertiny.tasks.base import load_task
+from supertiny.tracking import check_trackers
+from supertiny.train.config import DistillConfig, RlConfig
 from supertiny.train.distill import distill
 from supertiny.train.pretrain import pretrain
 from supertiny.train.rl import rl
@@ -43,10 +45,9 @@ def run(config: PipelineConfig) -> Artifact:
     rollout(config.rollout)
     evaluate_model(config, "teacher", config.teacher, "teacher")
     evaluate_model(config, "base", config.base)
-    distill(config.distill)
-    evaluate_model(config, config.distill.name)
-    rl(config.rl)
-    evaluate_model(config, config.rl.name)
+    for stage in transfers(config):
+        rl(stage) if isinstance(stage, RlConfig) else distill(stage)
+        evaluate_model(config, stage.name)
     prune(config.prune)
     evaluate_model(config, config.prune.name)
     distill(config.heal)
@@ -64,7 +65,7 @@ def check(config: PipelineConfig) -> None:
 
     Raises:
         MissingInput, CorruptArtifact: a model that the chain starts from.
-        ConfigError: the task refuses its options, or the price table lacks the machine.
+        ConfigError: the task refuses its options, the price table lacks the machine, or a tracker is not installed.
         PlanTooBig: the cluster is too small for a stage.
     """
     for model, made_here in ((config.teacher, config.pretrain_teacher), (config.base, config.pretrain_base)):
@@ -77,8 +78,14 @@ def check(config: PipelineConfig) -> None:
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     check_rollout_fits(config.rollout.layout)
-    for stage in (config.distill, config.rl, config.heal):
-        check_workers_fit(stage.num_workers)
+    for stage in (*transfers(config), config.heal):
+        check_workers_fit(stage)
+        check_trackers(stage.trackers)
+
+
+def transfers(config: PipelineConfig) -> list[DistillConfig | RlConfig]:
+    """The stages of the curriculum, in their order."""
+    return [getattr(config, section) for section in config.curriculum]
 
 
 def evaluate_model(

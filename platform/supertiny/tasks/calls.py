@@ -71,10 +71,23 @@ def matches(given: Sequence[Call], expected: Sequence[Call]) -> bool:
 
 
 def grade(given: Sequence[Call], expected: Sequence[Call]) -> float:
-    """Similarity of two lists of calls in [0, 1]: overlap of names (IoU) times the mean similarity of the paired arguments.
+    """Similarity of two lists of calls in [0, 1]: overlap of names times the mean similarity of the paired arguments.
 
     After STAR's graded reward (arXiv 2602.03022): 1 only for a match, and every right argument counts. Two empty lists give 1.
     """
+    return name_overlap(given, expected) * argument_similarity(given, expected)
+
+
+def name_overlap(given: Sequence[Call], expected: Sequence[Call]) -> float:
+    """Calls of one name in both lists, over all (intersection over union of the two bags of names), in [0, 1]; 1 where both are empty."""
+    if not given and not expected:
+        return 1.0
+    names, others = Counter(call.name for call in given), Counter(call.name for call in expected)
+    return (names & others).total() / (names | others).total()
+
+
+def argument_similarity(given: Sequence[Call], expected: Sequence[Call]) -> float:
+    """Mean `argument_f1` of the calls of one name, each paired with the likest that is left; 0 without a pair, 1 where both are empty."""
     if not given and not expected:
         return 1.0
     unpaired = list(expected)
@@ -85,10 +98,7 @@ def grade(given: Sequence[Call], expected: Sequence[Call]) -> float:
             best = max(candidates, key=lambda other: argument_f1(call.arguments, other.arguments))
             unpaired.remove(best)
             similarities.append(argument_f1(call.arguments, best.arguments))
-    if not similarities:
-        return 0.0
-    union = len(given) + len(expected) - len(similarities)
-    return len(similarities) / union * sum(similarities) / len(similarities)
+    return sum(similarities) / len(similarities) if similarities else 0.0
 
 
 def argument_f1(given: dict[str, Any], expected: dict[str, Any]) -> float:

@@ -36,6 +36,10 @@ class MicroBatch:
     taught: Taught
     """What is to be predicted there."""
 
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same on a device."""
+        return MicroBatch(self.tokens_BT.to(device), self.positions_BT.to(device), self.predictors_N.to(device), self.taught.to(device))
+
 
 def num_steps(num_rows: int, batch: int, epochs: float) -> int:
     """Steps in which every row is seen `epochs` times, at least one."""

@@ -20,6 +20,8 @@ class CheckpointNote(Record):
 
     step: int = Field(ge=1)
     """Steps done when it was written."""
+    num_workers: int = Field(ge=1)
+    """Workers that wrote it."""
     files: dict[str, FileEntry]
 
 
@@ -33,10 +35,15 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def seal(folder: Path, step: int) -> None:
+def workers_of(folder: Path) -> int:
+    """How many workers wrote a sealed checkpoint."""
+    return CheckpointNote.model_validate_json((folder / CHECKPOINT).read_bytes()).num_workers
+
+
+def seal(folder: Path, step: int, num_workers: int) -> None:
     """Declare a checkpoint finished: all its files are there and hashed."""
     files = {name: entry for name, entry in file_entries(folder).items() if name != CHECKPOINT}
-    write_atomically(folder / CHECKPOINT, CheckpointNote(step=step, files=files).model_dump_json(indent=2))
+    write_atomically(folder / CHECKPOINT, CheckpointNote(step=step, num_workers=num_workers, files=files).model_dump_json(indent=2))
 
 
 def check(folder: Path) -> int:

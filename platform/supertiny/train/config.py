@@ -8,9 +8,33 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
+from supertiny.tracking import TrackerName
 
 WHOLE_TEACHER = ("reverse_kl", "jsd")
 """Loss terms that need the teacher's distribution over the whole vocabulary."""
+DIVERGENCES = ("forward_kl", *WHOLE_TEACHER)
+"""Loss terms that on-policy distillation can minimise."""
+
+
+class LoraSettings(Config):
+    """Train low-rank additions to the weights instead of the weights (LoRA, by peft), and add them up at the end."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank of each addition (peft's `r`)."""
+    alpha: int = Field(32, ge=1)
+    """An addition is scaled by alpha / rank (peft's `lora_alpha`)."""
+
+
+class ValidationConfig(Config):
+    """Watch the student on prompts that it is not trained on, and publish the weights that answered most of them rightly."""
+
+    fraction: float = Field(0.05, gt=0, le=0.5)
+    """Share of the rollouts' prompts that is kept out of training, chosen by a hash of their ids: stages with one fraction keep the same
+    prompts out. Those without a reference are not asked."""
+    every_steps: int = Field(10, ge=1)
+    """Steps between two rounds of greedy answers, judged by the task's verifier; there is one before the first step and one at the end."""
+    max_completion_tokens: int = Field(96, ge=1)
+    """Longest answer, in tokens."""
 
 
 class TrainConfig(StageConfig):
@@ -21,7 +45,11 @@ class TrainConfig(StageConfig):
     rollouts: str = "rollouts"
     """Rollout artifact to learn from."""
     num_workers: int = Field(2, ge=1, le=1024)
-    """Training processes, one logical CPU each."""
+    """Training processes, one logical CPU each, and one GPU where that is their device."""
+    min_workers: int | None = Field(None, ge=1)
+    """Fewest workers to go on with where some are lost and the cluster has no others; `num_workers` again once it has. None takes all."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What a worker computes on."""
     threads_per_worker: int = Field(1, ge=1, le=256)
     """Threads that one worker computes with (torch's intra-op threads)."""
     batch: int = Field(32, ge=1)
@@ -39,6 +67,14 @@ class TrainConfig(StageConfig):
     """AdamW's decoupled weight decay."""
     gradient_clip: float = Field(1.0, gt=0)
     """Largest norm of a step's gradient (DeepSpeed's `gradient_clipping`)."""
+    zero_stage: Literal[1, 2, 3] | None = None
+    """DeepSpeed ZeRO: what the workers share out; 1 optimizer state, 2 gradients too, 3 weights too. None is plain data parallelism."""
+    offload: bool = False
+    """Keep in the host's memory what ZeRO shares out: the optimizer's state and, at stage 3, the weights."""
+    lora: LoraSettings | None = None
+    """For students that are too big to train whole; None trains all weights."""
+    validation: ValidationConfig | None = None
+    """Prompts to choose the weights by; None trains on all and publishes the last weights."""
     checkpoint_every_steps: int = Field(50, ge=1)
     """Steps between checkpoints; a killed run goes on from the last one."""
     max_failures: int = Field(1, ge=0, le=100)
@@ -47,8 +83,14 @@ class TrainConfig(StageConfig):
     """Longest wait of one worker for another (the process group's time-out)."""
     log_every_steps: int = Field(10, ge=1)
     """Steps between progress lines; the metrics file has every step."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """What every step's metrics go to beside `metrics.jsonl`; `mlflow` and `wandb` need their extra installed."""
     seed: int = Field(0, ge=0)
     """Order of the rows, and of whatever is drawn."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, without the trackers, which change no result."""
+        return {key: value for key, value in super().settings().items() if key != "trackers"}
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainConfig:
@@ -58,6 +100,60 @@ class TrainConfig(StageConfig):
                 f"batch {self.batch} is not a multiple of num_workers x micro_batch = {self.num_workers} x {self.micro_batch} = {share}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _any_number_of_workers(self) -> TrainConfig:
+        if self.min_workers is None:
+            return self
+        if self.min_workers >= self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} without effect: num_workers is {self.num_workers}")
+        uneven = [n for n in range(self.min_workers, self.num_workers) if self.batch % (n * self.micro_batch)]
+        if uneven:
+            raise ValueError(
+                f"min_workers {self.min_workers}: batch {self.batch} is not a multiple of {uneven[0]} x micro_batch {self.micro_batch}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zero_as_asked(self) -> TrainConfig:
+        if self.offload and (self.device == "cpu" or self.zero_stage is None):
+            raise ValueError(
+                "offload without effect: it moves what ZeRO shares out from a GPU to the host; set device gpu and a zero_stage"
+            )
+        if self.zero_stage == 3 and (self.validation or self.lora):
+            raise ValueError("zero_stage 3 leaves no worker the whole weights, which validation and lora take; choose 2, or leave them out")
+        return self
+
+
+class DrawConfig(Config):
+    """How the student's own completions are drawn."""
+
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Temperature of the completions drawn."""
+    max_completion_tokens: int = Field(96, ge=1)
+    """Longest completion, in tokens; a longer one is cut and judged as it stands."""
+    generation: Literal["transformers", "vllm"] = "transformers"
+    """What draws them: `vllm` shares the worker's GPU and sleeps while the student is trained."""
+    vllm_memory_fraction: float | None = Field(None, gt=0, lt=1)
+    """Share of the GPU's memory for vLLM while it is awake; None is TRL's 0.3."""
+
+    @model_validator(mode="after")
+    def _vllm_as_asked(self) -> DrawConfig:
+        if self.vllm_memory_fraction is not None and self.generation != "vllm":
+            raise ValueError("vllm_memory_fraction without effect: generation is transformers")
+        return self
+
+
+def check_elastic(config: TrainConfig) -> None:
+    """Refuse a range of workers where TRL's trainers run in DeepSpeed; raises ValueError."""
+    if config.min_workers is not None and config.zero_stage is not None:
+        raise ValueError("min_workers: with TRL's trainers a checkpoint of ZeRO fits its own number of workers alone; leave zero_stage out")
+
+
+def check_generation(generation: str, device: str) -> None:
+    """Refuse vLLM beside training without a GPU; raises ValueError."""
+    if generation == "vllm" and device != "gpu":
+        raise ValueError("generation vllm takes device gpu: TRL hands it the weights over NCCL; on a CPU, leave generation out")
 
 
 class LossWeights(Config):
@@ -93,6 +189,24 @@ class LossWeights(Config):
         return self
 
 
+class OnPolicyConfig(DrawConfig):
+    """The student answers, and the teacher says how it would have gone on after each token (GKD, arXiv 2306.13649)."""
+
+    teacher: str = "package://supertiny.tasks.assistant/models/teacher"
+    """Model artifact of the teacher; it must share the student's tokenizer."""
+    jsd_beta: float | None = Field(None, gt=0, lt=1)
+    """The teacher's share of the mixture in the generalised Jensen-Shannon divergence (TRL's `beta`); for `losses.jsd` alone."""
+
+
+class ReplayConfig(Config):
+    """Earlier rollouts among the new ones, against forgetting."""
+
+    rollouts: tuple[str, ...] = Field(min_length=1)
+    """Rollout artifacts of earlier rounds."""
+    fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of all rows that comes from them, drawn under `seed`; all of them where there are not enough."""
+
+
 class DistillConfig(TrainConfig):
     """Teach the student the accepted completions and the teacher's token distribution over them."""
 
@@ -100,6 +214,13 @@ class DistillConfig(TrainConfig):
     """Name of the artifact that this stage publishes under `run_root`."""
     student: str = "package://supertiny.tasks.assistant/models/base"
     """Model to start from."""
+    mode: Literal["off_policy", "on_policy"] = "off_policy"
+    """Whose completions are learnt from: the rollouts' (off), or the student's own to the rollouts' prompts, scored by the teacher (on).
+    On-policy fails without an off-policy start (arXiv 2604.13016)."""
+    on_policy: OnPolicyConfig | None = None
+    """How, where `mode` is `on_policy`."""
+    replay: ReplayConfig | None = None
+    """Earlier rollouts to mix in; None learns from `rollouts` alone."""
     learning_rate: float = Field(5e-4, gt=0, le=1)
     """Peak learning rate of AdamW; a model of 0.5B wants about 1e-5."""
     final_learning_rate_fraction: float = Field(0.1, ge=0, le=1)
@@ -113,14 +234,31 @@ class DistillConfig(TrainConfig):
     each other; None gives each row a line, padded to the longest. Steps and losses are the same, but for rounding."""
     losses: LossWeights = LossWeights(cross_entropy=1.0, forward_kl=1.0)
     """Weights of the loss terms, each a mean over its tokens; given at all, exactly the terms given. Tokens of rows without the teacher's
-    top-k contribute cross-entropy alone."""
+    top-k contribute cross-entropy alone. On-policy it is one divergence over the whole vocabulary, of weight 1: reverse KL unless given."""
     min_divergence: float | None = Field(None, gt=0)
     """Tokens whose forward KL is below this, in nats, teach nothing, by any term (they still count in the means); None masks no token."""
-    zero_stage: Literal[1, 2, 3] = 1
+    peak_teraflops: float | None = Field(None, gt=0)
+    """What a worker's device can do, in 10^12 operations a second of the type that it trains in: adds `fraction_of_peak` to the metrics,
+    at 6 operations a parameter and token (arXiv 2001.08361)."""
+    zero_stage: Literal[1, 2, 3] | None = 1
     """DeepSpeed ZeRO: what the workers share out; 1 optimizer state, 2 gradients too, 3 weights too."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _on_policy_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("mode") != "on_policy":
+            return values
+        return {"on_policy": {}, "losses": {"reverse_kl": 1.0}, **values}
+
     @model_validator(mode="after")
-    def _terms_of_a_cache(self) -> DistillConfig:
+    def _as_its_mode_takes(self) -> DistillConfig:
+        if self.mode == "on_policy":
+            self._check_on_policy()
+            return self
+        if self.on_policy is not None:
+            raise ValueError('on_policy without effect: set mode = "on_policy"')
+        if self.zero_stage is None:
+            raise ValueError("zero_stage: off-policy distillation runs in DeepSpeed; choose 1, 2 or 3")
         for name in WHOLE_TEACHER:
             if name in self.losses.weights():
                 raise ValueError(
@@ -129,9 +267,53 @@ class DistillConfig(TrainConfig):
                 )
         return self
 
+    def _check_on_policy(self) -> None:
+        weights = self.losses.weights()
+        if list(weights.values()) != [1.0] or not set(weights) <= set(DIVERGENCES):
+            raise ValueError(f"losses: on-policy there is one of {', '.join(DIVERGENCES)}, with weight 1, got {weights}")
+        without = [name for name in ("line_tokens", "min_divergence", "peak_teraflops") if getattr(self, name) is not None]
+        if without:
+            raise ValueError(f"{' and '.join(without)} without effect: only off-policy distillation takes it")
+        assert self.on_policy is not None
+        if (self.on_policy.jsd_beta is None) == ("jsd" in weights):
+            raise ValueError("on_policy.jsd_beta belongs to losses.jsd: give both or neither")
+        if self.on_policy.max_completion_tokens >= self.max_tokens:
+            raise ValueError(f"max_tokens {self.max_tokens} leaves no room for a prompt: completions have up to "
+                             f"{self.on_policy.max_completion_tokens}")  # fmt: skip
+        check_generation(self.on_policy.generation, self.device)
+        check_elastic(self)
 
-class RlConfig(TrainConfig):
-    """Raise the verifier's reward of the student's own completions (GRPO)."""
+
+class RewardWeights(Config):
+    """The rewards of a completion, each in [-1, 1], and their weights; the reward is their weighted mean."""
+
+    verifier: float | None = Field(None, gt=0)
+    """The verifier's graded score: for the shipped tasks, format, overlap of calls and similarity of arguments in one."""
+    accepted: float | None = Field(None, gt=0)
+    """1 where the verifier accepts, else -1."""
+    format: float | None = Field(None, gt=0)
+    """Whether the calls can be parsed, and the tools take them."""
+    calls: float | None = Field(None, gt=0)
+    """Overlap of the called names with the reference's."""
+    arguments: float | None = Field(None, gt=0)
+    """Similarity of the arguments of same-named calls."""
+    length: float | None = Field(None, gt=0)
+    """Falls with the tokens beyond those of the reference; not alone."""
+
+    def weights(self) -> dict[str, float]:
+        """The rewards that are used; the weights add up to 1."""
+        given = {name: weight for name, weight in self if weight is not None}
+        return {name: weight / sum(given.values()) for name, weight in given.items()}
+
+    @model_validator(mode="after")
+    def _some_reward(self) -> RewardWeights:
+        if not set(self.weights()) - {"length"}:
+            raise ValueError("no reward says what is right; give verifier, accepted, calls or arguments a weight")
+        return self
+
+
+class RlConfig(DrawConfig, TrainConfig):
+    """Raise the reward of the student's own completions (GRPO)."""
 
     name: str = "rl"
     """Name of the artifact that this stage publishes under `run_root`."""
@@ -141,17 +323,18 @@ class RlConfig(TrainConfig):
     """Optimizer updates."""
     group_size: int = Field(8, ge=2, le=1024)
     """Completions drawn for each prompt (TRL's `num_generations`)."""
-    temperature: float = Field(1.0, gt=0, le=10)
-    """Temperature of the completions drawn."""
-    max_completion_tokens: int = Field(96, ge=1)
-    """Longest completion, in tokens; a longer one is cut and judged as it stands."""
+    rewards: RewardWeights = RewardWeights(verifier=1.0)
+    """Rewards by name and weight; given at all, exactly those given."""
+    drop_equal_groups: bool = True
+    """Leave groups whose completions all have one reward out of the loss and of its means, where they would only dilute the others; KL
+    and entropy in the metrics are then of what is left, 0 where nothing is."""
     kl_coef: float = Field(1e-3, ge=0)
     """Weight of the reverse KL to the reference (TRL's `beta`); 0 keeps no reference in memory."""
-    zero_stage: Literal[1, 2] | None = None
-    """DeepSpeed ZeRO stage; None trains with plain data parallelism."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> RlConfig:
         if self.batch % self.group_size:
             raise ValueError(f"batch {self.batch} is not a multiple of group_size {self.group_size}")
+        check_generation(self.generation, self.device)
+        check_elastic(self)
         return self

@@ -1,24 +1,30 @@
-"""Distillation: the accepted rollouts and the teacher's distribution over them, taught to a student."""
+"""Distillation: the accepted rollouts and the teacher's distribution over them, or over its own completions, taught to a student."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError
+from supertiny.records import Rollout
 from supertiny.rollout_table import read_rollouts
+from supertiny.tasks.base import load_task
+from supertiny.tracking import check_trackers
 from supertiny.train.batching import num_steps
 from supertiny.train.checkpoints import newest_good
 from supertiny.train.config import DistillConfig, TrainConfig
+from supertiny.train.draw import check_enough, run_draw
 from supertiny.train.metrics import read_metrics
 from supertiny.train.objective import check_teacher
-from supertiny.train.packing import PackedRows, pack, write_rows
+from supertiny.train.packing import pack, write_rows
 from supertiny.train.plan import DistillPlan
-from supertiny.train.students import carry_over, model_size, open_tokenizer
+from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
+from supertiny.train.replay import renamed, with_replay
+from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer
 from supertiny.train.workers import check_fits, checkpoints_in, run_workers
 
 log = logging.getLogger(__name__)
@@ -28,16 +34,25 @@ def distill(config: DistillConfig) -> Artifact:
     """The trained student: a model artifact with the metrics of every step.
 
     Raises:
-        MissingInput: the student or the rollouts are not there.
-        CorruptArtifact: either is damaged, they do not share a tokenizer, or every checkpoint of a killed run is damaged.
-        ConfigError: no row is short enough for `max_tokens`, no row has the teacher's top-k that a loss term takes, or the student's head
-            is of an unusual kind.
-        PlanTooBig: the cluster has fewer CPUs than workers.
+        MissingInput: the student, the rollouts or, on-policy, the teacher are not there.
+        CorruptArtifact: one is damaged, rollouts and student do not share a tokenizer, or every checkpoint of a killed run is damaged.
+        ConfigError: a tracker is not installed, no row is short enough for `max_tokens`, no row has the teacher's top-k that a loss term
+            takes, the student's head is of an unusual kind, or, on-policy, teacher and student do not share a tokenizer.
+        PlanTooBig: the cluster has fewer CPUs or GPUs than workers.
         NotFinite: the loss or the gradient became NaN or infinite.
     """
+    check_trackers(config.trackers)
     student = open_student(config)
-    rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
-    return make(config, "model", {"student": student, "rollouts": rollouts}, lambda folder: _train(config, student, rollouts, folder))
+    parents = {"student": student, "rollouts": open_artifact(config.rollouts, config.run_root, "rollouts")}
+    earlier = config.replay.rollouts if config.replay else ()
+    parents |= {f"replay:{name}": open_artifact(name, config.run_root, "rollouts") for name in earlier}
+    if config.validation:
+        load_task(config.task)
+    if config.on_policy is None:
+        return make(config, "model", parents, lambda folder: _train_off_policy(config, parents, folder))
+    parents["teacher"] = open_artifact(config.on_policy.teacher, config.run_root, "model")
+    check_same_tokenizer(parents["teacher"].path, student.path)
+    return make(config, "model", parents, lambda folder: _train_on_policy(config, parents, folder))
 
 
 def open_student(config: TrainConfig) -> Artifact:
@@ -45,20 +60,34 @@ def open_student(config: TrainConfig) -> Artifact:
     return open_artifact(config.student, config.run_root, "model")
 
 
-def _train(config: DistillConfig, student: Artifact, rollouts: Artifact, folder: Path) -> Mapping[str, Any]:
-    table = read_rollouts(rollouts.path)
-    rows = pack(table, open_tokenizer(student.path), config.max_tokens)
+def _read(config: DistillConfig, parents: Mapping[str, Artifact]) -> tuple[list[Rollout], list[Rollout]]:
+    """The rollouts to train on, replayed ones among them, and those kept out, of both."""
+    rest, kept_out = split(read_rollouts(parents["rollouts"].path), config.validation)
+    if config.replay is None:
+        return rest, kept_out
+    earlier = {name: split(read_rollouts(parents[f"replay:{name}"].path), config.validation) for name in config.replay.rollouts}
+    to_train_on = {name: parts[0] for name, parts in earlier.items()}
+    to_validate = renamed({name: parts[1] for name, parts in earlier.items()})
+    return with_replay(rest, to_train_on, config.replay.fraction, config.seed), [*kept_out, *to_validate]
+
+
+def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], folder: Path) -> Mapping[str, Any]:
+    student, rollouts = parents["student"].path, parents["rollouts"].path
+    table, kept_out = _read(config, parents)
+    tokenizer = open_tokenizer(student)
+    rows = pack(table, tokenizer, config.max_tokens)
     if not rows.rollout_ids:
-        raise ConfigError(f"none of the {len(table)} rollouts in {rollouts.path} has at most {config.max_tokens} tokens; raise max_tokens")
-    check_teacher(config, rows, rollouts.path)
+        raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
+    check_teacher(config, rows, rollouts)
     newest_good(checkpoints_in(folder))
-    check_fits(config.num_workers)
+    check_fits(config)
     working = folder / ".train"
     write_rows(rows, working / "rows")
     plan = DistillPlan(
         config=config,
-        student=student.path,
+        student=student,
         rows=working / "rows",
+        validation=write_prompts(working / "validation.jsonl", judgeable(render_prompts(kept_out, tokenizer))),
         num_steps=num_steps(len(rows.rollout_ids), config.batch, config.epochs),
         checkpoints=checkpoints_in(folder),
         output=folder,
@@ -66,20 +95,46 @@ def _train(config: DistillConfig, student: Artifact, rollouts: Artifact, folder:
     left_out = len(table) - len(rows.rollout_ids)
     log.info("%s: %d rows, %d left out as too long, %d steps", config.name, len(rows.rollout_ids), left_out, plan.num_steps)
     last = run_workers("supertiny.train.loop:distill_worker", plan, config, folder)
-    carry_over(student.path, folder)
+    carry_over(student, folder)
     shutil.rmtree(working)
-    return {**model_size(folder), **_summary(last, list(config.losses.weights()), rows, left_out, plan.num_steps, folder)}
+    counts = {"rows": len(rows.rollout_ids), "rows_too_long": left_out, **_replayed(config, table)}
+    return {**model_size(folder), **counts, **_summary(last, config, plan.num_steps, folder)}
 
 
-def _summary(last: Mapping[str, float], terms: list[str], rows: PackedRows, left_out: int, steps: int, folder: Path) -> dict[str, Any]:
+def _train_on_policy(config: DistillConfig, parents: Mapping[str, Artifact], folder: Path) -> Mapping[str, Any]:
+    assert config.on_policy is not None
+    student, rollouts = parents["student"].path, parents["rollouts"].path
+    table, kept_out = _read(config, parents)
+    tokenizer = open_tokenizer(student)
+    longest = config.max_tokens - config.on_policy.max_completion_tokens
+    every = render_prompts(table, tokenizer)
+    prompts = [prompt for prompt in every if len(tokenizer(prompt.text)["input_ids"]) <= longest]
+    check_enough(prompts, config.batch, "batch", rollouts)
+    steps = num_steps(len(prompts), config.batch, config.epochs)
+    log.info("%s: %d prompts, %d left out as too long, %d steps", config.name, len(prompts), len(every) - len(prompts), steps)
+    validation = judgeable(render_prompts(kept_out, tokenizer))
+    work, teacher = "supertiny.train.on_policy:on_policy_worker", parents["teacher"].path
+    last = run_draw(work, config, student, teacher, prompts, validation, steps, folder)
+    counts = {"prompts": len(prompts), "prompts_too_long": len(every) - len(prompts), **_replayed(config, table)}
+    return {**model_size(folder), **counts, **_summary(last, config, steps, folder)}
+
+
+def _replayed(config: DistillConfig, table: Sequence[Rollout]) -> dict[str, int]:
+    """How many rollouts are earlier ones."""
+    if config.replay is None:
+        return {}
+    names = tuple(f"{name}:" for name in config.replay.rollouts)
+    return {"rollouts_replayed": sum(rollout.rollout_id.startswith(names) for rollout in table)}
+
+
+def _summary(last: Mapping[str, float], config: DistillConfig, steps: int, folder: Path) -> dict[str, Any]:
     history = read_metrics(folder / "metrics.jsonl")
     return {
-        "rows": len(rows.rollout_ids),
-        "rows_too_long": left_out,
         "steps": steps,
         "tokens": sum(step["tokens"] for step in history),
         "loss_first": history[0]["loss"],
         "loss_last": last["loss"],
-        **{f"{name}_last": last[name] for name in terms},
+        **{f"{name}_last": last[name] for name in config.losses.weights()},
+        **{name: value for name, value in last.items() if "best" in name},
         "training_seconds": round(sum(step["seconds"] for step in history), 3),
     }

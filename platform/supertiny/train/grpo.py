@@ -1,173 +1,95 @@
-"""What each reinforcement learning worker runs: TRL's GRPO trainer, with our rewards, metrics and checkpoints."""
+"""What each reinforcement learning worker runs: TRL's GRPO trainer with our rewards."""
 
 from __future__ import annotations
 
-import logging
-import math
-import os
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from ray.train import Checkpoint, CheckpointUploadMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from transformers.utils.logging import disable_progress_bar
+from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined] # they are loaded lazily
 
-from supertiny.errors import NotFinite
 from supertiny.tasks.base import load_task
-from supertiny.tracking import JsonlTracker
-from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import RlConfig
-from supertiny.train.metrics import keep_until
-from supertiny.train.ops import prepare_deepspeed
-from supertiny.train.plan import RlPlan, RlPrompt
-from supertiny.train.rewards import VerifierReward
+from supertiny.train.lora import lora_config
+from supertiny.train.plan import DrawPlan
+from supertiny.train.prompts import read_prompts
+from supertiny.train.rewards import TrlReward
+from supertiny.train.trainers import common_settings, draw_settings, run_trainer
 
-log = logging.getLogger(__name__)
-METRICS = {
-    "loss": "loss",
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "kl": "kl",
-    "entropy": "entropy",
-    "grad_norm": "gradient_norm",
-    "learning_rate": "learning_rate",
-    "completions/mean_length": "completion_tokens",
-    "completions/clipped_ratio": "cut_fraction",
-    "frac_reward_zero_std": "equal_groups_fraction",
-    "step_time": "seconds",
-}
-"""TRL's names and ours."""
+METRICS = {"reward": "reward", "reward_std": "reward_std", "kl": "kl", "frac_reward_zero_std": "equal_groups_fraction"}
+"""TRL's names and ours; the rewards by themselves come with it."""
+SAME = 1e-6
+"""Rewards that differ by less are equal."""
 
 
-def grpo_worker(plan: RlPlan) -> dict[str, float]:
-    """The last step's metrics; worker 0 leaves the trained student in `plan.output`.
-
-    Raises:
-        NotFinite: the loss or the gradient is NaN or infinite; every worker raises it, at the same step.
-        CorruptArtifact: there are checkpoints, and all are damaged.
-    """
+def grpo_worker(plan: DrawPlan) -> dict[str, float]:
+    """The last step's metrics; worker 0 leaves the trained student in `plan.output`. Raises what `run_trainer` raises."""
     config = plan.config
-    prepare_deepspeed()
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    rows = [RlPrompt.model_validate_json(line) for line in plan.prompts.read_text().splitlines()]
-    tokenizer = AutoTokenizer.from_pretrained(plan.student)
-    checkpoint = agree_on_newest(plan.checkpoints)
-    metrics = StepMetrics(plan.output / "metrics.jsonl", config, checkpoint)
-    trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=config.attention),
-        reward_funcs=[VerifierReward(load_task(config.task), [row.prompt for row in rows], tokenizer)],
-        args=trainer_settings(config, plan.checkpoints),
-        train_dataset=Dataset.from_list([{"prompt": row.text, "prompt_id": row.prompt.id} for row in rows]),
-        processing_class=tokenizer,
-        callbacks=[metrics, SealCheckpoints(plan.checkpoints)],
-    )
-    trainer.remove_callback(PrinterCallback)  # the trainer's own lines, which say what ours do at length
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if dist.get_rank() == 0:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        torch.nn.Module.to(model, torch.bfloat16).save_pretrained(plan.output)
-    dist.barrier()
-    return metrics.last
+    assert isinstance(config, RlConfig)
+    names = {f"rewards/{name}/mean": f"reward_{name}" for name in config.rewards.weights()}
+    rows, task = read_prompts(plan.prompts), load_task(config.task)
 
-
-def trainer_settings(config: RlConfig, output: Path) -> GRPOConfig:
-    """TRL's words for our settings."""
-    return GRPOConfig(
-        output_dir=str(output),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.micro_batch,
-        gradient_accumulation_steps=config.batch // (config.num_workers * config.micro_batch),
-        num_generations=config.group_size,
-        max_completion_length=config.max_completion_tokens,
-        temperature=config.temperature,
-        beta=config.kl_coef,
-        scale_rewards="none",  # divided by a group's deviation, easy and hard prompts would weigh more (Dr. GRPO, arXiv 2503.20783)
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=math.ceil(config.warmup_fraction * config.steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.gradient_clip,
-        seed=config.seed,
-        bf16=True,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        ddp_find_unused_parameters=False,
-        save_strategy="steps",
-        save_steps=config.checkpoint_every_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=[],
-        deepspeed=_deepspeed_settings(config) if config.zero_stage else None,
-    )
-
-
-class StepMetrics(TrainerCallback):
-    """Writes every step's metrics and, now and then, a line with the time left."""
-
-    def __init__(self, path: Path, config: RlConfig, checkpoint: Path | None) -> None:
-        self._tracker = JsonlTracker(path)
-        self._config = config
-        self.last: dict[str, float] = {}
-        if dist.get_rank() == 0:
-            keep_until(path, step_of(checkpoint) if checkpoint else 0)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Called by the trainer, on every worker with the same numbers.
-
-        Raises:
-            NotFinite: the loss or the gradient is not a number.
-        """
-        if not logs or "reward" not in logs:
-            return  # the trainer's closing summary
-        self.last = {ours: float(logs[theirs]) for theirs, ours in METRICS.items() if theirs in logs}
-        wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(self.last[name])]
-        if wrong:
-            raise NotFinite(f"{' and '.join(wrong)} not finite at step {state.global_step}; lower learning_rate")
-        if dist.get_rank() == 0:
-            self._record(state.global_step)
-
-    def _record(self, step: int) -> None:
-        last = {"kl": 0.0, **self.last}
-        self._tracker.log(last, step)
-        if step % self._config.log_every_steps == 0 or step == self._config.steps:
-            left = (self._config.steps - step) * last["seconds"]
-            line = "step %d/%d: reward %.3f, KL %.4f, %.1f tokens a completion, %.0f s left"
-            log.info(line, step, self._config.steps, last["reward"], last["kl"], last["completion_tokens"], left)
-
-
-class SealCheckpoints(TrainerCallback):
-    """Gives the trainer's checkpoints our name and hashes, and reports them to Ray Train, which keeps the last two."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer on every worker, each having written its part."""
-        dist.barrier()
-        folder = checkpoint_folder(self._root, state.global_step)
-        if dist.get_rank() == 0:
-            os.replace(self._root / f"checkpoint-{state.global_step}", folder)
-            seal(folder, state.global_step)
-        dist.barrier()
-        ray.train.report(
-            {"step": state.global_step},
-            checkpoint=Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    def build(model: Any, tokenizer: Any, callbacks: list[Any]) -> Grpo:
+        prompts, cut = [row.prompt for row in rows], config.max_completion_tokens
+        return Grpo(
+            model=model,
+            reward_funcs=[TrlReward(name, task, prompts, tokenizer, cut) for name in config.rewards.weights()],
+            args=trainer_settings(config, dist.get_world_size(), plan.checkpoints),
+            train_dataset=Dataset.from_list([{"prompt": row.text, "prompt_id": row.prompt.id} for row in rows]),
+            processing_class=tokenizer,
+            peft_config=lora_config(config.lora) if config.lora else None,
+            callbacks=callbacks,
+            group_size=config.group_size,
+            drop_equal_groups=config.drop_equal_groups,
         )
 
+    return run_trainer(plan, {**METRICS, **names}, build)
 
-def _deepspeed_settings(config: RlConfig) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "gradient_clipping": "auto",
-        "bf16": {"enabled": True},
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-    }
+
+def trainer_settings(config: RlConfig, num_workers: int, output: Path) -> GRPOConfig:
+    """TRL's words for our settings."""
+    return GRPOConfig(
+        **common_settings(config, config.steps, num_workers, output),
+        **draw_settings(config),
+        num_generations=config.group_size,
+        reward_weights=list(config.rewards.weights().values()),
+        beta=config.kl_coef,
+        scale_rewards="none",  # divided by a group's deviation, easy and hard prompts would weigh more (Dr. GRPO, arXiv 2503.20783)
+        lr_scheduler_type="constant_with_warmup",
+    )
+
+
+class Grpo(GRPOTrainer):
+    """TRL's trainer, without the groups that teach nothing.
+
+    TRL 1.16 counts them (`frac_reward_zero_std`) and keeps them in: their advantages are 0, but their tokens are among those that the loss
+    is a mean over, and they pull the student to the reference. Leaving them out is DAPO's dynamic sampling (arXiv 2503.14476) without
+    drawing others in their place.
+    """
+
+    def __init__(self, *, group_size: int, drop_equal_groups: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._group_size, self._drop_equal_groups = group_size, drop_equal_groups
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch of this worker's completions, in the order of its prompts; a dropped one has no token in the mask."""
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self._drop_equal_groups:
+            own = slice(*(len(inputs) * place for place in (self.accelerator.process_index, self.accelerator.process_index + 1)))
+            kept_B = unequal_groups(self.accelerator.gather(batch["advantages"]), self._group_size)[own]
+            batch["completion_mask"] = batch["completion_mask"] * kept_B[:, None]
+            batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
+        return batch
+
+
+def unequal_groups(advantages_N: Tensor, group_size: int) -> Tensor:
+    """Where a completion's group has different rewards: bool (N,).
+
+    Args:
+        advantages_N: rewards minus their group's mean; N is a multiple of `group_size`, and groups are in one piece.
+    """
+    differs_B = (advantages_N.view(-1, group_size).abs() > SAME).any(-1)
+    return torch.repeat_interleave(differs_B, group_size)

@@ -41,6 +41,10 @@ class Taught:
         """The same at some of the positions."""
         return Taught(self.targets_N[positions], self.teacher_ids_NK[positions], self.teacher_logprobs_NK[positions])
 
+    def to(self, device: torch.device | str) -> Taught:
+        """The same on a device."""
+        return Taught(self.targets_N.to(device), self.teacher_ids_NK.to(device), self.teacher_logprobs_NK.to(device))
+
 
 Term = Callable[[Student, Tensor], Tensor]
 

@@ -21,7 +21,6 @@ from supertiny.train.config import TrainConfig
 
 KEPT_CHECKPOINTS = 2
 ENVIRONMENT = {
-    "DS_ACCELERATOR": "cpu",  # what DeepSpeed would find out by itself, with warnings
     "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
     "TOKENIZERS_PARALLELISM": "false",
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
@@ -38,17 +37,22 @@ RAY_TRAIN = {
 log = logging.getLogger(__name__)
 
 
-def check_fits(num_workers: int) -> None:
-    """Refuse more workers than the job's cluster has logical CPUs; where there is no cluster, one of this machine's CPUs is started.
+def check_fits(config: TrainConfig) -> None:
+    """Refuse more workers than the job's cluster has logical CPUs or, where they compute on them, GPUs.
+
+    Where there is no cluster, one of this machine's CPUs is started.
 
     Raises:
         PlanTooBig: naming both numbers.
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    cpus = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    if num_workers > cpus:
-        raise PlanTooBig(f"{num_workers} training workers need {num_workers} logical CPUs, the cluster has {cpus:g}; lower num_workers")
+    workers, there = config.min_workers or config.num_workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for resource, words in (("CPU", "logical CPUs"), ("GPU", "GPUs")):
+        if resource in _resources(config) and workers > there.get(resource, 0):
+            raise PlanTooBig(
+                f"{workers} training workers need {workers} {words}, the cluster has {there.get(resource, 0):g}; lower num_workers"
+            )
 
 
 def checkpoints_in(folder: Path) -> Path:
@@ -78,9 +82,13 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     os.environ.update(RAY_TRAIN)
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
-        train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker},
-        scaling_config=ScalingConfig(num_workers=config.num_workers, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo", timeout_s=config.stall_seconds),
+        train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
+        scaling_config=ScalingConfig(
+            num_workers=_workers(config),  # type: ignore[arg-type] # Ray's second API takes a range, its annotation is the first's
+            use_gpu=config.device == "gpu",
+            resources_per_worker=_resources(config),
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.device == "gpu" else "gloo", timeout_s=config.stall_seconds),
         run_config=RunConfig(
             name=checkpoints.name,
             storage_path=str(checkpoints.parent),
@@ -102,19 +110,32 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     return result
 
 
+def _workers(config: TrainConfig) -> int | tuple[int, int]:
+    """How many, or the fewest and the most."""
+    return config.num_workers if config.min_workers is None else (config.min_workers, config.num_workers)
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    """What a worker takes of the cluster."""
+    return {"CPU": 1, "GPU": 1} if config.device == "gpu" else {"CPU": 1}
+
+
 def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
     """Run one worker.
 
     What all workers find out together is returned, since Ray Train would try what is raised again, in vain. What one finds out
     alone is raised, so that the others do not wait for it.
     """
-    os.environ.update(ENVIRONMENT)
+    accelerator = "cuda" if settings["device"] == "gpu" else "cpu"
+    os.environ.update(ENVIRONMENT, DS_ACCELERATOR=accelerator)  # what DeepSpeed would find out by itself, with warnings
     import torch
     from ray.train.v2._internal.execution import context
 
     configure_logging()
     context.logger.setLevel(logging.WARNING)  # else two lines a checkpoint from every worker; this logger is named by its file
     torch.set_num_threads(settings["threads"])
+    if accelerator == "cuda":
+        torch.cuda.set_device(ray.train.torch.get_device())
     try:
         module, _, function = settings["work"].partition(":")
         result: dict[str, Any] = getattr(importlib.import_module(module), function)(settings["plan"])

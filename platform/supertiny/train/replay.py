@@ -1,0 +1,36 @@
+"""Earlier rollouts among new ones, so that a student re-distilled on new data keeps what it knew."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping, Sequence
+
+from supertiny.records import Rollout
+
+log = logging.getLogger(__name__)
+REPLAYED = "replayed"
+"""Slice of the validation prompts that come from earlier rollouts: what shows forgetting."""
+
+
+def with_replay(new: Sequence[Rollout], earlier: Mapping[str, Sequence[Rollout]], fraction: float, seed: int) -> list[Rollout]:
+    """The new rollouts and behind them earlier ones, drawn so that they are `fraction` of all; all of them where there are not enough.
+
+    Args:
+        earlier: by the name of their artifact, which is put before the ids: two artifacts may have a prompt of one id and other tools.
+    """
+    pool = renamed(earlier)
+    wanted = round(fraction / (1 - fraction) * len(new))
+    if wanted > len(pool):
+        log.warning("replay: %d earlier rollouts where %d would be %.0f %% of all; taking them all", len(pool), wanted, 100 * fraction)
+    return [*new, *random.Random(seed).sample(pool, min(wanted, len(pool)))]
+
+
+def renamed(earlier: Mapping[str, Sequence[Rollout]]) -> list[Rollout]:
+    """Earlier rollouts with their artifact's name before their ids, their prompts in the slice of what is replayed."""
+    return [_renamed(rollout, name) for name, rollouts in earlier.items() for rollout in rollouts]
+
+
+def _renamed(rollout: Rollout, name: str) -> Rollout:
+    prompt = rollout.prompt.model_copy(update={"id": f"{name}:{rollout.prompt.id}", "slice": REPLAYED})
+    return rollout.model_copy(update={"rollout_id": f"{name}:{rollout.rollout_id}", "prompt": prompt})
