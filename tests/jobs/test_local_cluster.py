@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -15,19 +16,19 @@ from supertiny.pipeline.local_cluster import local_cluster, submit_job
 def test_a_submitted_job_ends_with_its_own_status_and_nothing_of_the_cluster_stays(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    short = tempfile.mkdtemp()  # sockets lie in it
+    monkeypatch.setattr("tempfile.tempdir", short)
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "runtime_env.yaml").write_text((checkout / "cluster" / "runtime_env.yaml").read_text())
     before = set(psutil.Process().children(recursive=True))
     with local_cluster(2) as cluster:
         assert set(psutil.Process().children(recursive=True)) > before
-        assert submit_job(cluster, tmp_path, ["python", "-c", "'import supertiny'"]) == 0
-        assert submit_job(cluster, tmp_path, ["python", "-c", "'raise SystemExit(3)'"]) != 0
+        assert submit_job(cluster, tmp_path, ["python", "-c", "import supertiny"]) == 0
+        assert submit_job(cluster, tmp_path, ["python", "-c", "raise SystemExit(3)"]) != 0
     assert set(psutil.Process().children(recursive=True)) <= before
-    assert not list(tmp_path.glob("supertiny-*"))
+    Path(short).rmdir()  # it is empty
 
 
 def test_a_ray_that_does_not_start_says_so_with_its_own_words() -> None:
-    with pytest.raises(NoProgress, match=r"(?s)Ray did not start \(exit status \d+\):.*num-cpus|num_cpus"), local_cluster(-1):
+    with pytest.raises(NoProgress, match=r"(?s)Ray did not start \(exit status \d+\):.*must be nonnegative"), local_cluster(-1):
         pytest.fail("it started")

@@ -17,7 +17,7 @@ from supertiny.config import load
 from supertiny.cost import machine_price
 from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.config import PipelineConfig
-from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job
+from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job, take_sigterm_for_ctrl_c
 from supertiny.pipeline.report import show, write_run_report
 from supertiny.serving.port import check_port
 from supertiny.serving.traffic import TrafficReport, measure
@@ -44,6 +44,9 @@ def main() -> int:
     except SupertinyError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
@@ -74,6 +77,7 @@ def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: b
     task = load_task(config.task)
     price = machine_price(config.evaluate.machine, config.evaluate.prices)
     ray.init(cluster.address, log_to_driver=False)
+    take_sigterm_for_ctrl_c()  # Ray has set a handler of its own, which aborts
     try:
         with served(settings, port=config.traffic.port) as url:
             prompts = task.prompts(config.evaluate.split)

@@ -46,9 +46,14 @@ class LocalCluster:
     """For `ray job submit --address`."""
 
 
+def take_sigterm_for_ctrl_c() -> None:
+    """End this process in order when it is told to, as by Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @contextmanager
 def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Iterator[LocalCluster]:
-    """A head node on free ports with its own temporary folder; every process of it is gone afterwards.
+    """A head node on free ports with its own temporary folder; every process of it is gone afterwards, by Ctrl-C and SIGTERM too.
 
     Args:
         num_cpus: logical CPUs, which may be more than the machine's cores: many of our actors only wait.
@@ -75,6 +80,7 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
         head = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env={**QUIET_AND_OFFLINE, **os.environ, **own}, start_new_session=True
         )
+    take_sigterm_for_ctrl_c()
     try:
         cluster = LocalCluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
         for url in (f"{cluster.dashboard_url}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):

@@ -13,7 +13,7 @@ from supertiny.cli import configure_logging
 from supertiny.config import load
 from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
-from supertiny.pipeline.local_cluster import local_cluster
+from supertiny.pipeline.local_cluster import local_cluster, take_sigterm_for_ctrl_c
 from supertiny.serving.port import check_port
 
 log = logging.getLogger(__name__)
@@ -57,13 +57,13 @@ def serve(config: PipelineConfig) -> None:
     settings = control_alone_unless_promoted(config.serve)
     names = " and ".join([*model_paths(settings), "auto"])  # a damaged model shows before Ray starts
     check_port(config.traffic.port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with local_cluster(config.num_cpus) as cluster:
         import ray  # reads the token's settings, which the cluster's start has put into the environment
 
         from supertiny.serving.run import served
 
         ray.init(cluster.address, log_to_driver=False)
+        take_sigterm_for_ctrl_c()  # Ray has set a handler of its own, which aborts
         with served(settings, port=config.traffic.port) as url:
             print(f"\nserving {names} at {url}; Ctrl-C stops it. Try:")
             print(EXAMPLE.format(url=url, model="auto"), flush=True)

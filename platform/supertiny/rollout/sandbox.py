@@ -192,7 +192,8 @@ class Sandbox:
             log.warning("prompt %s: %s; %d others begin again", waiting[death.row].prompt.id, verdict.evidence, len(waiting) - 1)
             self._settle(death.row, Completion(text=""), verdict)
             return
-        log.warning("the process of the pipelines ended, %s, in nobody's code: %s", _ended(death.status), _where(death.trace))
+        if waiting:  # else there is nothing left to do, and the machine ends it
+            log.warning("the process of the pipelines ended, %s, in nobody's code: %s", _ended(death.status), _where(death.trace))
         for name, row in waiting.items():
             row.attempts += 1
             if row.attempts > MOST_ATTEMPTS:
