@@ -15,8 +15,6 @@ from supertiny.config import load
 from supertiny.rollout.config import RolloutConfig
 from supertiny.train.config import DistillConfig
 
-DEMO_ROLLOUT = Path(__file__).parent / "configs" / "demo" / "rollout.toml"
-
 
 def main(config: DistillConfig) -> None:
     from supertiny.train.distill import distill, open_student  # torch and ray only once the config is good
@@ -24,7 +22,7 @@ def main(config: DistillConfig) -> None:
 
     open_student(config)  # what cannot work shows before the rollouts are made
     check_fits(config)
-    demo = load(RolloutConfig, DEMO_ROLLOUT)
+    demo = load(RolloutConfig, Path(__file__).parent / "configs" / "demo" / "rollout.toml")
     embedded = (config.rollouts, config.task.path) == (demo.name, demo.task.path)
     if embedded and not (Path(config.run_root).expanduser() / demo.name).exists():
         from supertiny.rollout.pipeline import rollout
