@@ -15,7 +15,7 @@ export RAY_AUTH_MODE RAY_AUTH_TOKEN
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo snips serve test check
+.PHONY: help setup demo snips data serve test check
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,10 +26,12 @@ setup:  ## make .venv from the locked CPU environment; seconds if it is already 
 demo: setup  ## the whole chain on this machine, served, measured and reported in runs/demo
 	$(BIN)/python -m supertiny.pipeline.demo --run-root "$(abspath $(RUN_ROOT))" --git-revision $(GIT_REVISION)
 
-snips: setup  ## the same chain on real utterances: make snips DATA=/folder/with/snips/and/clinc_oos
-	@test -n "$(DATA)" || { echo "error: give the data's folder: make snips DATA=/folder/with/snips/and/clinc_oos" >&2; exit 2; }
+snips: data setup  ## the same chain on real utterances: make snips DATA=/folder/with/snips/and/clinc_oos
 	$(BIN)/python -m supertiny.pipeline.demo --config jobs/configs/snips/pipeline.toml --run-root "$(CURDIR)/runs/snips" \
 	  --git-revision $(GIT_REVISION) --set 'task.options.root="$(abspath $(DATA))"'
+
+data:
+	@test -d "$(DATA)" || { echo "error: give the data's folder: make snips DATA=/folder/with/snips/and/clinc_oos" >&2; exit 2; }
 
 serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
 	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))"
