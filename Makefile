@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 RUN_ROOT ?= runs/demo
+PORT ?= 8000
 BIN := $(VENV)/bin
 GIT_REVISION := $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 export VENV
@@ -15,7 +16,7 @@ export RAY_AUTH_MODE RAY_AUTH_TOKEN
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo snips serve test soak check
+.PHONY: help setup demo snips data serve test soak check
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,15 +25,17 @@ setup:  ## make .venv from the locked CPU environment; seconds if it is already 
 	@requirements/setup.sh
 
 demo: setup  ## the whole chain on this machine, served, measured and reported in runs/demo
-	$(BIN)/python -m supertiny.pipeline.demo --run-root "$(abspath $(RUN_ROOT))" --git-revision $(GIT_REVISION)
+	$(BIN)/python -m supertiny.pipeline.demo --run-root "$(abspath $(RUN_ROOT))" --git-revision $(GIT_REVISION) --set traffic.port=$(PORT)
 
-snips: setup  ## the same chain on real utterances: make snips DATA=/folder/with/snips/and/clinc_oos
-	@test -n "$(DATA)" || { echo "error: give the data's folder: make snips DATA=/folder/with/snips/and/clinc_oos" >&2; exit 2; }
+snips: data setup  ## the same chain on real utterances: make snips DATA=/folder/with/snips/and/clinc_oos
 	$(BIN)/python -m supertiny.pipeline.demo --config jobs/configs/snips/pipeline.toml --run-root "$(CURDIR)/runs/snips" \
-	  --git-revision $(GIT_REVISION) --set 'task.options.root="$(abspath $(DATA))"'
+	  --git-revision $(GIT_REVISION) --set 'task.options.root="$(abspath $(DATA))"' --set traffic.port=$(PORT)
+
+data:
+	@test -d "$(DATA)" || { echo "error: give the data's folder: make snips DATA=/folder/with/snips/and/clinc_oos" >&2; exit 2; }
 
 serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
-	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))"
+	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))" --set traffic.port=$(PORT)
 
 test: check  ## check, then every test; TESTS=tests/unit for some
 	$(BIN)/pytest $(TESTS)

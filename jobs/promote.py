@@ -1,6 +1,7 @@
 """Move an alias to the model whose gate passed; exit status 1, and the alias stays, where it did not.
 
 python jobs/promote.py --set gate=gate --set alias=student@production
+python jobs/promote.py --set release=w8a8-1f2e3d4c        roll back to an earlier one of aliases/student@production.history.jsonl
 """
 
 from supertiny.cli import run_job

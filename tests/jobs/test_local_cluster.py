@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +12,14 @@ import pytest
 
 from supertiny.errors import NoProgress
 from supertiny.pipeline.local_cluster import local_cluster, submit_job
+
+OWNER = """
+import time
+from supertiny.pipeline.local_cluster import local_cluster
+with local_cluster(1):
+    print("up", flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.mark.slow
@@ -32,3 +42,15 @@ def test_a_submitted_job_ends_with_its_own_status_and_nothing_of_the_cluster_sta
 def test_a_ray_that_does_not_start_says_so_with_its_own_words() -> None:
     with pytest.raises(NoProgress, match=r"(?s)Ray did not start \(exit status \d+\):.*must be nonnegative"), local_cluster(-1):
         pytest.fail("it started")
+
+
+@pytest.mark.slow
+def test_a_cluster_ends_with_the_process_that_started_it_even_by_sigkill() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "up\n"
+    family = psutil.Process(owner.pid).children(recursive=True)
+    assert any("raylet" in process.name() for process in family)
+    owner.kill()
+    owner.wait()
+    assert not psutil.wait_procs(family, timeout=60)[1]

@@ -101,11 +101,19 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     assert [stage["name"] for stage in report["stages"]] == ["teacher", "base", "distill", "rl", "prune", "heal", "awq", "w8a8"]
     assert report["gate"]["candidate"] in ("awq", "w8a8")
     assert report["gate"]["verdict"] == "pass"
-    assert read_alias("student@production", str(root)).path.name == report["gate"]["candidate"]
+    assert read_alias("student@production", str(root)).manifest.name == report["gate"]["candidate"]
     sizes = {stage["name"]: stage for stage in report["stages"]}
     candidate = sizes[report["gate"]["candidate"]]
     assert candidate["parameters"] <= 0.85 * sizes["rl"]["parameters"]
     assert candidate["bytes"] <= 0.6 * sizes["rl"]["bytes"]
+
+    promoted, made = read_alias("student@production", str(root)), file_times(root / "w8a8")
+    status, log = Driver(checkout, root, tmp_path / "4.log", "gate.margin=0.001").finish()
+    assert status == 1
+    assert "error: GateNotPassed: " in log
+    assert json.loads((root / "report.json").read_text())["gate"]["verdict"] != "pass"
+    assert read_alias("student@production", str(root)) == promoted
+    assert file_times(root / "w8a8") == made
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,13 @@ def test_curl_gets_a_stream_with_usage_from_each_model(application: str, model: 
     assert json.loads(events[-1])["usage"]["completion_tokens"] > 0
 
 
-@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("model", ["student", "teacher", "auto"])
 def test_the_openai_client_gets_the_same_answer_streamed_and_whole(application: str, model: str, serve_config: ServeConfig) -> None:
     tools: Any = load_task(serve_config.task).tools
     messages: Any = LIGHT
     with openai.OpenAI(base_url=f"{application}/v1", api_key="none") as client:
-        whole = client.chat.completions.create(model=model, messages=messages, tools=tools).choices[0]
-        chunks = list(client.chat.completions.create(model=model, messages=messages, tools=tools, stream=True))
+        whole = client.chat.completions.create(model=model, messages=messages, tools=tools, user="ada").choices[0]
+        chunks = list(client.chat.completions.create(model=model, messages=messages, tools=tools, user="ada", stream=True))
     deltas = [chunk.choices[0].delta for chunk in chunks]
     assert "".join(delta.content or "" for delta in deltas) == (whole.message.content or "")
     streamed = [call.function for delta in deltas for call in delta.tool_calls or [] if call.function]

@@ -8,7 +8,8 @@ from typing import Any
 
 from supertiny.artifacts import Artifact, make
 from supertiny.config import StageConfig
-from supertiny.evaluate.config import EvaluateConfig, System
+from supertiny.evaluate.config import EvaluateConfig, GateConfig, System
+from supertiny.evaluate.gate import gate
 from supertiny.evaluate.judge import PREDICTIONS, Judged, write_predictions
 from supertiny.evaluate.measure import Answer, Measurement
 from supertiny.evaluate.suites import summarize
@@ -73,3 +74,13 @@ def publish_evaluation(
         return summarize(config, model, list(judged), measured).model_dump(mode="json")
 
     return make(config, "evaluation", {"model": model}, build)
+
+
+def publish_gate(run_root: Path, candidate: str, num_right: int, name: str = "gate") -> Artifact:
+    """The candidate's model; its gate compares `num_right` right prompts of 1,000 with 970."""
+    teacher = publish_model(run_root, "teacher", contents="teacher")
+    publish_evaluation(run_root, teacher, rows([index < 970 for index in range(1000)]), system="teacher")
+    model = publish_model(run_root, candidate, contents=candidate)
+    publish_evaluation(run_root, model, rows([index < num_right for index in range(1000)]))
+    gate(GateConfig(run_root=str(run_root), name=name, candidate=f"eval-{candidate}"))
+    return model

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from evaluation_artifacts import publish_gate
 
 from supertiny.artifacts import write_atomically
 from supertiny.config import load
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, MissingInput
+from supertiny.pipeline.check import check_inputs
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
+from supertiny.pipeline.demo import decided
 from supertiny.pipeline.serve import config_of_run
 
 DEMO = "jobs/configs/demo/pipeline.toml"
@@ -35,6 +38,40 @@ def test_every_section_inherits_the_top_and_its_place_in_the_chain() -> None:
 def test_what_the_chain_looks_up_by_name_cannot_be_named_otherwise(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key} is '\w+' in this chain and cannot be 'other'; leave it out"):
         load(PipelineConfig, DEMO, [f"{key}=other"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("evaluate.num_prompts=500", "gate.min_prompts 1000 is over evaluate.num_prompts 500: the gate could never decide"),
+        ("serve.student_arm.threads=64", r"serving needs 65 logical CPUs .*, num_cpus is 8"),
+    ],
+)
+def test_a_chain_that_could_not_come_to_its_end_is_refused(setting: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(PipelineConfig, DEMO, [setting])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["teacher=/nowhere", "base=nothing", "distill.rollouts=nothing", "heal.student=prunee", "awq.student=rll", "serve.teacher=/nowhere"],
+)
+def test_every_input_that_the_chain_does_not_make_is_looked_for_first(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=f"{setting.partition('=')[2]}: nothing at"):
+        check_inputs(load(PipelineConfig, DEMO, [f"run_root={tmp_path}", setting]))
+
+
+def test_the_demos_inputs_are_all_there_or_made(tmp_path: Path) -> None:
+    check_inputs(load(PipelineConfig, DEMO, [f"run_root={tmp_path}"]))
+
+
+@pytest.mark.parametrize(("num_right", "status", "expected"), [(965, 0, True), (965, 1, False), (925, 1, True), (None, 1, False)], ids=str)
+def test_a_failed_job_is_not_taken_for_an_earlier_runs_passed_gate(
+    num_right: int | None, status: int, expected: bool, tmp_path: Path
+) -> None:
+    if num_right is not None:
+        publish_gate(tmp_path, "awq", num_right)
+    assert decided(load(PipelineConfig, DEMO, [f"run_root={tmp_path}"]), status) is expected
 
 
 def test_a_run_is_served_with_the_settings_that_it_was_made_with_even_when_it_was_moved(tmp_path: Path) -> None:

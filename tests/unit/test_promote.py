@@ -2,26 +2,15 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluation_artifacts import publish_evaluation, publish_model, rows
+from evaluation_artifacts import publish_gate, publish_model
 
-from supertiny.artifacts import Artifact, alias_path, read_alias
+from supertiny.artifacts import alias_path, read_alias
 from supertiny.config import validate
 from supertiny.errors import ConfigError, CorruptArtifact, GateNotPassed, MissingInput
-from supertiny.evaluate.config import GateConfig, PromoteConfig
-from supertiny.evaluate.gate import gate
+from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.promote import promote
 
 ALIAS = "student@production"
-
-
-def publish_gate(run_root: Path, candidate: str, num_right: int, name: str = "gate") -> Artifact:
-    """The candidate's model; its gate compares `num_right` right prompts of 1,000 with 970."""
-    teacher = publish_model(run_root, "teacher", contents="teacher")
-    publish_evaluation(run_root, teacher, rows([index < 970 for index in range(1000)]), system="teacher")
-    model = publish_model(run_root, candidate, contents=candidate)
-    publish_evaluation(run_root, model, rows([index < num_right for index in range(1000)]))
-    gate(GateConfig(run_root=str(run_root), name=name, candidate=f"eval-{candidate}"))
-    return model
 
 
 def history(run_root: Path) -> list[str]:
@@ -31,18 +20,27 @@ def history(run_root: Path) -> list[str]:
 
 def test_a_passed_gate_moves_the_alias(tmp_path: Path) -> None:
     model = publish_gate(tmp_path, "awq", 965)
-    assert promote(PromoteConfig(run_root=str(tmp_path))).path == model.path
-    assert read_alias(ALIAS, str(tmp_path)).as_parent() == model.as_parent()
+    release = promote(PromoteConfig(run_root=str(tmp_path)))
+    assert release == read_alias(ALIAS, str(tmp_path))
+    assert release.manifest == model.manifest
 
 
 @pytest.mark.parametrize("num_right", [925, 880])
 def test_an_inconclusive_or_failed_gate_moves_nothing(tmp_path: Path, num_right: int) -> None:
-    first = publish_gate(tmp_path, "awq", 965)
-    promote(PromoteConfig(run_root=str(tmp_path)))
+    publish_gate(tmp_path, "awq", 965)
+    first = promote(PromoteConfig(run_root=str(tmp_path)))
     publish_gate(tmp_path, "w8a8", num_right, name="gate-2")
     with pytest.raises(GateNotPassed, match="stays where it is"):
         promote(PromoteConfig(run_root=str(tmp_path), gate="gate-2"))
-    assert read_alias(ALIAS, str(tmp_path)).path == first.path
+    assert read_alias(ALIAS, str(tmp_path)) == first
+
+
+def test_what_was_promoted_stays_whole_when_a_later_run_makes_the_model_anew(tmp_path: Path) -> None:
+    publish_gate(tmp_path, "awq", 965)
+    first = promote(PromoteConfig(run_root=str(tmp_path)))
+    remade = publish_model(tmp_path, "awq", contents="other weights")
+    assert read_alias(ALIAS, str(tmp_path)) == first
+    assert first.manifest.key != remade.manifest.key
 
 
 def test_a_model_made_again_since_its_gate_is_refused(tmp_path: Path) -> None:
@@ -60,15 +58,25 @@ def test_an_altered_model_is_refused(tmp_path: Path) -> None:
         promote(PromoteConfig(run_root=str(tmp_path)))
 
 
-def test_the_history_keeps_every_move_and_older_gates_roll_back(tmp_path: Path) -> None:
+def test_the_history_keeps_every_move_and_its_releases_roll_back_whatever_was_made_since(tmp_path: Path) -> None:
     publish_gate(tmp_path, "awq", 965)
-    promote(PromoteConfig(run_root=str(tmp_path)))
+    first = promote(PromoteConfig(run_root=str(tmp_path)))
     promote(PromoteConfig(run_root=str(tmp_path)))  # the same again is no move
-    publish_gate(tmp_path, "w8a8", 966, name="gate-2")
-    promote(PromoteConfig(run_root=str(tmp_path), gate="gate-2"))
-    promote(PromoteConfig(run_root=str(tmp_path), gate="gate"))
-    assert history(tmp_path) == ["awq", "w8a8", "awq"]
-    assert read_alias(ALIAS, str(tmp_path)).path.name == "awq"
+    publish_model(tmp_path, "awq", contents="other weights")
+    publish_gate(tmp_path, "w8a8", 966)
+    second = promote(PromoteConfig(run_root=str(tmp_path)))
+    assert promote(PromoteConfig(run_root=str(tmp_path), release=first.path.name)) == first == read_alias(ALIAS, str(tmp_path))
+    assert history(tmp_path) == [first.path.name, second.path.name, first.path.name]
+
+
+def test_a_release_that_was_never_promoted_is_no_way_around_the_gate(tmp_path: Path) -> None:
+    publish_gate(tmp_path, "awq", 965)
+    release = promote(PromoteConfig(run_root=str(tmp_path)))
+    publish_model(tmp_path, "w8a8")
+    with pytest.raises(
+        GateNotPassed, match=rf"w8a8: student@production never named such a release; those that it did: .*{release.path.name}"
+    ):
+        promote(PromoteConfig(run_root=str(tmp_path), release="w8a8"))
 
 
 def test_without_a_gate_there_is_no_promotion(tmp_path: Path) -> None:

@@ -90,3 +90,5 @@ class PromoteConfig(StageConfig):
     """`name@stage` that serving looks up."""
     gate: str = "gate"
     """Gate artifact that has to have passed."""
+    release: str | None = None
+    """Roll back to this earlier release instead, by its name in the alias's history: its gate passed then."""

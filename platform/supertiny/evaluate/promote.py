@@ -1,10 +1,14 @@
-"""Promotion: point an alias at the model whose gate passed, and at no other."""
+"""Promotion: point an alias at a release of the model whose gate passed, and at no other.
+
+A release is a copy of the model's folder, by hard links where the file system has them, that no later run touches.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -12,18 +16,37 @@ from supertiny.artifacts import Artifact, Parent, alias_path, open_artifact, wri
 from supertiny.errors import GateNotPassed
 from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.schema import GateMetrics
+from supertiny.records import Record
 
+RELEASES = "releases"
+"""Folder of the run that holds the releases."""
 log = logging.getLogger(__name__)
 
 
-def promote(config: PromoteConfig) -> Artifact:
-    """The gate's candidate, which the alias names from now on.
+class Move(Record):
+    """A line of an alias's history."""
 
-    Every move is kept in `aliases/<alias>.history.jsonl`, the newest last. To roll back, promote the gate of the line before.
+    time: str
+    """UTC, ISO 8601."""
+    model: Parent
+    """The release that the alias names from then on."""
+    gate: Parent
+    """The gate that had passed."""
+
+
+def promote(config: PromoteConfig) -> Artifact:
+    """The release that the alias names from now on: of the gate's candidate, or the earlier one that `config.release` asks for.
+
+    Every move is kept in `aliases/<alias>.history.jsonl`, the newest last.
 
     Raises:
-        GateNotPassed: the verdict is not `pass`, or the model is not the one that was evaluated; the alias stays where it is.
+        GateNotPassed: the verdict is not `pass`, the model is not the one that was evaluated, or the alias never named such a release;
+            it stays where it is.
     """
+    if config.release is not None:
+        earlier = _earlier_move(config)
+        move_alias(config.alias, config.run_root, earlier.model, earlier.gate)
+        return open_artifact(earlier.model.uri, config.run_root, "model")
     gate = open_artifact(config.gate, config.run_root, "gate")
     metrics = GateMetrics.model_validate(gate.manifest.metrics)
     if metrics.verdict != "pass":
@@ -37,26 +60,57 @@ def promote(config: PromoteConfig) -> Artifact:
     model = open_artifact(evaluated.uri, config.run_root, "model")
     if model.as_parent().sha256 != evaluated.sha256:
         raise GateNotPassed(f"{model.path} is not the model that {config.gate} judged: it was made again since; evaluate and gate it again")
-    move_alias(config.alias, config.run_root, model, gate)
-    return model
+    root = Path(config.run_root).expanduser().absolute()
+    release = make_release(model, root)
+    move_alias(config.alias, config.run_root, release.as_parent(root), gate.as_parent(root))
+    return release
 
 
-def move_alias(alias: str, run_root: str, model: Artifact, gate: Artifact) -> None:
-    """Write an alias and a line of its history; nothing where it already names the model."""
-    path, root = alias_path(alias, run_root), Path(run_root).expanduser()
-    target = model.as_parent(root)
-    if path.exists() and Parent.model_validate_json(path.read_bytes()) == target:
-        log.info("%s already names %s", path.stem, target.uri)
+def make_release(model: Artifact, root: Path) -> Artifact:
+    """The model as `releases/<name>-<key>`, made where it is not there yet."""
+    uri = f"{RELEASES}/{model.manifest.name}-{model.manifest.key[:8]}"
+    folder = root / uri
+    if not folder.exists():
+        draft = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(model.path, draft, copy_function=_link_or_copy)
+        draft.rename(folder)
+    return open_artifact(uri, str(root), "model")
+
+
+def move_alias(alias: str, run_root: str, release: Parent, gate: Parent) -> None:
+    """Write an alias and a line of its history; nothing where it already names the release."""
+    path = alias_path(alias, run_root)
+    if path.exists() and Parent.model_validate_json(path.read_bytes()) == release:
+        log.info("%s already names %s", path.stem, release.uri)
         return
-    line = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": target.model_dump(),
-        "gate": gate.as_parent(root).model_dump(),
-    }
+    move = Move(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), model=release, gate=gate)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".history.jsonl").open("a") as history:
-        history.write(json.dumps(line) + "\n")
+    with history_path(path).open("a") as history:
+        history.write(json.dumps(move.model_dump()) + "\n")
         history.flush()
         os.fsync(history.fileno())
-    write_atomically(path, target.model_dump_json(indent=2))
-    log.info("%s now names %s", path.stem, target.uri)
+    write_atomically(path, release.model_dump_json(indent=2))
+    log.info("%s now names %s", path.stem, release.uri)
+
+
+def history_path(alias: Path) -> Path:
+    """The file of an alias's moves, beside it."""
+    return alias.with_suffix(".history.jsonl")
+
+
+def _earlier_move(config: PromoteConfig) -> Move:
+    path = history_path(alias_path(config.alias, config.run_root))
+    moves = [Move.model_validate_json(line) for line in path.read_text().splitlines()] if path.exists() else []
+    named = [move for move in moves if config.release in (move.model.uri, Path(move.model.uri).name)]
+    if not named:
+        there = ", ".join(sorted({move.model.uri for move in moves})) or "none"
+        raise GateNotPassed(f"{config.release}: {config.alias} never named such a release; those that it did: {there}")
+    return named[-1]
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

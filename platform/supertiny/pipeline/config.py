@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,6 +95,24 @@ class PipelineConfig(JobConfig):
     """The requests that `make demo` measures with."""
     num_cpus: int = Field(8, ge=2)
     """Logical CPUs of the Ray that `make demo` and `make serve` start; more than the cores is well, for many actors only wait."""
+
+    @property
+    def transfers(self) -> list[DistillConfig | RlConfig]:
+        """The stages of the curriculum, in their order."""
+        return [getattr(self, section) for section in self.curriculum]
+
+    @model_validator(mode="after")
+    def _can_be_decided_and_served(self) -> Self:
+        if self.gate.min_prompts > self.evaluate.num_prompts:
+            raise ValueError(
+                f"gate.min_prompts {self.gate.min_prompts} is over evaluate.num_prompts {self.evaluate.num_prompts}: "
+                "the gate could never decide"
+            )
+        if self.serve.num_cpus > self.num_cpus:
+            raise ValueError(
+                f"serving needs {self.serve.num_cpus} logical CPUs (replicas x threads of both arms), num_cpus is {self.num_cpus}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -11,11 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-from supertiny.artifacts import MANIFEST
+from supertiny.artifacts import MANIFEST, read_manifest
 from supertiny.cli import configure_logging
 from supertiny.config import load
 from supertiny.cost import machine_price
 from supertiny.errors import ConfigError, SupertinyError
+from supertiny.evaluate.schema import GateMetrics
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job, take_sigterm_for_ctrl_c
 from supertiny.pipeline.report import show, write_run_report
@@ -57,14 +58,22 @@ def demo(config_path: Path, overrides: list[str], checkout: Path) -> int:
     with local_cluster(config.num_cpus) as cluster:
         settings = [part for override in overrides for part in ("--set", override)]
         status = submit_job(cluster, checkout, ["python", "jobs/pipeline.py", "--config", str(config_path), *settings])
-        if not (Path(config.run_root) / config.gate.name / MANIFEST).exists():
-            print("error: the job ended before its gate; its log is above", file=sys.stderr)
+        if not decided(config, status):
+            print("error: the job failed before its gate decided; its log is above", file=sys.stderr)
             return status or 1
         served_at = time.monotonic()
         traffic = measure_served(config, cluster, promoted=status == 0)
     show(write_run_report(config, traffic, time.monotonic() - served_at), Path(config.run_root))
     log.info("demo finished in %.0f s", time.monotonic() - started)
     return status
+
+
+def decided(config: PipelineConfig, status: int) -> bool:
+    """Whether the job came to its gate: it promoted (status 0), or the gate there says why not; a passed one is an earlier run's."""
+    folder = Path(config.run_root) / config.gate.name
+    if not (folder / MANIFEST).exists():
+        return False
+    return status == 0 or GateMetrics.model_validate(read_manifest(folder).metrics).verdict != "pass"
 
 
 def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: bool) -> TrafficReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import secrets
@@ -33,6 +34,8 @@ QUIET_AND_OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """What every process of the cluster inherits, where the environment does not say otherwise."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl(2)."""
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +81,12 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
     }  # the latter so that actors which look for "the" Ray find this one, and no other's traces
     with (folder / "start.log").open("w") as output:
         head = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**QUIET_AND_OFFLINE, **os.environ, **own}, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**QUIET_AND_OFFLINE, **os.environ, **own},
+            start_new_session=True,  # Ctrl-C is ours to pass on, in order
+            preexec_fn=_end_with_parent,
         )
     take_sigterm_for_ctrl_c()
     try:
@@ -115,6 +123,11 @@ def submit_job(cluster: LocalCluster, checkout: Path, entrypoint: list[str]) -> 
     except KeyboardInterrupt:
         subprocess.run([_ray(), "job", "stop", *address, submission_id], check=False)
         raise
+
+
+def _end_with_parent() -> None:
+    """Have the kernel tell this process to end when its parent does, even by SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _ray() -> str:

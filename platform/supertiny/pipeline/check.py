@@ -1,0 +1,69 @@
+"""What would fail a stage after the work of those before it, found before the first."""
+
+from __future__ import annotations
+
+import logging
+
+import ray
+
+from supertiny.artifacts import open_artifact
+from supertiny.config import StageConfig
+from supertiny.cost import machine_price
+from supertiny.evaluate.judge import choose
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.rollout.pipeline import check_fits as check_rollout_fits
+from supertiny.tasks.base import load_task
+from supertiny.tracking import check_trackers
+from supertiny.train.config import DistillConfig
+from supertiny.train.workers import check_fits as check_workers_fit
+
+INPUTS = {"teacher": "model", "student": "model", "rollouts": "rollouts"}
+"""Keys that name an artifact, and its kind."""
+
+
+def check(config: PipelineConfig) -> None:
+    """Look at every stage's inputs, tasks, prices and needs.
+
+    Raises:
+        MissingInput, CorruptArtifact: an artifact that a stage starts from, and that no stage before it makes.
+        ConfigError: a task refuses its options, the split has too few prompts to evaluate, the price table lacks the machine, or a tracker
+            is not installed.
+        PlanTooBig: the cluster is too small for a stage.
+    """
+    check_inputs(config)
+    for section in (config.rollout, config.rl, config.evaluate):
+        load_task(section.task)
+    choose(load_task(config.evaluate.task).prompts(config.evaluate.split), config.evaluate.num_prompts, config.evaluate.split)
+    machine_price(config.evaluate.machine, config.evaluate.prices)
+    machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
+    check_rollout_fits(config.rollout.layout)
+    for stage in (*config.transfers, config.heal):
+        check_workers_fit(stage)
+        check_trackers(stage.trackers)
+
+
+def check_inputs(config: PipelineConfig) -> None:
+    """Open every artifact that is named and not made in the chain before it is needed.
+
+    Raises:
+        MissingInput, CorruptArtifact: as `open_artifact`.
+    """
+    made = {section.name for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
+    for model in {config.teacher, config.base, config.serve.teacher} - made:
+        open_artifact(model, config.run_root, "model")
+    for stage in (config.rollout, *config.transfers, config.prune, config.heal, config.awq, config.w8a8):
+        for uri, kind in inputs(stage):
+            if uri not in made:
+                open_artifact(uri, config.run_root, kind)
+        made.add(stage.name)
+
+
+def inputs(stage: StageConfig) -> list[tuple[str, str]]:
+    """The artifacts that a stage's settings name, each with its kind."""
+    named = [(getattr(stage, key), kind) for key, kind in INPUTS.items() if getattr(stage, key, None) is not None]
+    if isinstance(stage, DistillConfig):
+        named += [(uri, "rollouts") for uri in (stage.replay.rollouts if stage.replay else ())]
+        named += [(stage.on_policy.teacher, "model")] if stage.on_policy else []
+    return named
