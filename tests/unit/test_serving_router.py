@@ -1,11 +1,14 @@
 """The router over fake arms: no Ray, no model, the whole HTTP face."""
 
+import asyncio
+import re
 
 import pytest
-from tests.fake_arms import FakeArm, Served
+from tests.fake_arms import HELLO, FakeArm, Served
 
 from supertiny.errors import ArmBusy, PromptRefused
 from supertiny.llm.base import Sampling
+from supertiny.serving.config import LimitsConfig
 
 
 def test_each_model_is_answered_by_its_arm_and_the_header_says_so() -> None:
@@ -134,3 +137,46 @@ def test_a_router_is_ready_once_every_arm_has_drawn_a_token_and_then_asks_no_mor
     assert client.get("/ready").status_code == 200
     student.error = RuntimeError("overloaded for a moment")
     assert client.get("/ready").status_code == 200
+
+
+def test_a_header_of_serves_that_would_keep_a_left_request_running_is_refused() -> None:
+    answer = Served({"traffic_fraction": 0.0}).ask({"x-request-disconnect-disabled": "?1"})
+    assert answer.status_code == 400
+
+
+def test_a_router_with_its_hands_full_refuses_and_says_when_to_try_again() -> None:
+    router = Served({"traffic_fraction": 0.0})
+    router.meter.in_flight["teacher"] = router.answers.limits.in_flight
+    answer = router.ask()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert router.meter.counts["refusals router_full"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arm", [FakeArm(), FakeArm(RuntimeError("dead")), FakeArm(seconds=5)], ids=["answers", "broken", "slow"])
+def test_however_a_request_ends_nothing_stays_in_flight_and_it_is_counted_once(arm: FakeArm, stream: bool) -> None:
+    router = Served(student=arm)
+    status = router.ask(model="student", stream=stream).status_code
+    assert router.meter.in_flight.total() == 0
+    assert router.meter.counts[f"requests student requested {status}"] == 1
+
+
+def test_a_client_that_leaves_cancels_its_generation() -> None:
+    arm = FakeArm(seconds=5)
+    router = Served(student=arm, limits=LimitsConfig(seconds=60))
+
+    async def leave() -> None:
+        body = {"model": "student", "messages": HELLO}
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await router.client.post("/v1/chat/completions", json=body)
+
+    router.run(leave())
+    assert (arm.cancelled, router.meter.in_flight.total(), router.meter.counts["requests student requested 499"]) == (1, 0, 1)
+
+
+def test_the_openapi_document_holds_the_bodies_and_every_reference_leads_somewhere() -> None:
+    document = Served({"traffic_fraction": 0.0}).get("/openapi.json")
+    schemas = document.json()["components"]["schemas"]
+    assert schemas["ChatRequest"]["required"] == ["model", "messages"]
+    assert {name for name in re.findall(r"#/components/schemas/(\w+)", document.text) if name not in schemas} == set()
