@@ -72,6 +72,10 @@ class EngineServer:
             await self._end_with_the_engine(error)
             raise
 
+    async def chat(self, request: Any, raw_request: Any = None) -> Any:
+        """What `ray.serve.llm`'s own ingress asks of a server, so that it can be put over the same engine."""
+        return await self._server.chat(request, raw_request)
+
     async def _end_with_the_engine(self, error: Exception) -> None:
         if isinstance(error, TimeoutError):
             return
