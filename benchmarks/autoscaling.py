@@ -3,11 +3,11 @@
     python benchmarks/autoscaling.py --plot autoscaling.png        # two minutes
 
 Scripted engines of 8 places that take half a second, so 16 requests a second each; every replica has a node of its own
-(`ray.cluster_utils.Cluster`). Clients, each with one request after the other: 4, then 20, then 2. Autoscaling waits 2 s up and 10 s down, the
-defaults being 30 and 600. Every half second the replicas that run are counted; the plot has load, replicas and p95 of each second.
+(`ray.cluster_utils.Cluster`). Clients, each with one request after the other: 4, then 20, then 2. Autoscaling waits 2 s up and 10 s
+down, where the defaults are 30 and 600. Every half second the running replicas are counted; the plot has load, replicas and p95.
 
-The last line is one JSON object: `failed`, `max_replicas`, `last_replicas`, `seconds_to_most`, `seconds_to_least` (from the change of load),
-`p95_ratio` (of the last third of the high load to that of the low one before it).
+The last line is one JSON object: `failed`, `max_replicas`, `last_replicas`; `seconds_to_most` and `seconds_to_least`, from the change of
+load; and `p95_ratio`, of the last third of the high load to the low one before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,10 +119,8 @@ async def _phases(url: str, recorded: Recorded, start: float) -> None:
 async def _work(client: httpx.AsyncClient, recorded: Recorded, start: float, until: float) -> None:
     while time.monotonic() < until:
         began, ok = time.monotonic(), False
-        try:
+        with suppress(httpx.HTTPError):  # counted as failed
             ok = (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
-        except httpx.HTTPError:
-            pass  # counted as failed
         recorded.answers.append((time.monotonic() - start, time.monotonic() - began, ok))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from supertiny.errors import ConfigError
@@ -81,15 +80,6 @@ class OtelTracer:
         carrier: dict[str, str] = {}
         propagator.inject(carrier, trace.set_span_in_context(span))
         return _OtelSpan(span, carrier["traceparent"])
-
-
-@contextmanager
-def ended(span: Span) -> Iterator[Span]:
-    """The span, ended with the block."""
-    try:
-        yield span
-    finally:
-        span.end()
 
 
 def tracer_of(endpoint: str | None) -> Tracer:
