@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -79,7 +79,7 @@ class FakeArm:
         usage = Usage(calls=3, prompt_tokens=30, completion_tokens=9)
         return Completion(text=self._text, usage=usage, token_logprobs=self._logprobs if logprobs else None)
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         completion = await self.complete(messages, sampling)
         for index, word in enumerate(completion.text.split("\n")):
             if index == self._break_after:

@@ -4,9 +4,11 @@ import pytest
 from tests.fake_arms import HALL, HELLO, KITCHEN, FakeArm, LightTask, Served
 
 from supertiny.errors import ArmBusy, ConfigError, PromptRefused
-from supertiny.serving.calibrate import Scored, calibrate
+from supertiny.records import Prompt
+from supertiny.serving.calibrate import Scored, calibrate, held_out
 from supertiny.serving.config import RoutingConfig
 from supertiny.serving.shadow import compared
+from supertiny.tasks.calls import parse
 
 SHADOW, CASCADE = {"mode": "shadow", "traffic_fraction": 0.0}, {"mode": "cascade", "cascade": {"threshold": 0.5}}
 
@@ -144,3 +146,12 @@ def test_where_no_threshold_will_do_the_teacher_is_always_asked() -> None:
 def test_equal_confidences_stand_or_fall_together() -> None:
     found = calibrate(scored(*[(0.9, True)] * 200, *[(0.5, True)] * 60, *[(0.5, False)] * 60), max_error_fraction=0.05)
     assert (found.threshold, found.kept_fraction) == (0.9, 200 / 320)
+
+
+def test_held_out_answers_are_the_students_valid_ones_with_their_confidence() -> None:
+    router = Served({"mode": "cascade"}, student=FakeArm(text=KITCHEN, logprobs=[-0.1]))
+    right, wrong = (Prompt(id=str(at), messages=HELLO, reference=parse(text)) for at, text in enumerate((KITCHEN, HALL)))
+    found = router.run(held_out(router.client, [right, wrong], LightTask()))
+    assert [(round(each.confidence, 4), each.correct) for each in found] == [(0.9048, True), (0.9048, False)]
+    invalid = Served({"mode": "cascade"}, student=FakeArm(text="<tool_call>", logprobs=[-0.1]))
+    assert invalid.run(held_out(invalid.client, [right], LightTask())) == []

@@ -194,9 +194,8 @@ class Answers:
         return _event_stream(exchange, _one(whole_piece(completion)))
 
     async def _streamed(self, exchange: Exchange, stack: AsyncExitStack) -> Response:
-        pieces = aiter(self.arms[exchange.arm].stream(exchange.messages, exchange.sampling))
-        if hasattr(pieces, "aclose"):
-            stack.push_async_callback(pieces.aclose)
+        pieces = self.arms[exchange.arm].stream(exchange.messages, exchange.sampling)
+        stack.push_async_callback(pieces.aclose)
         first = await anext(pieces)  # a refusal has a status only before the headers have gone
         self.meter.first_token(exchange.arm, exchange.seconds)
         left = self.limits.seconds - exchange.seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from supertiny.llm.base import Sampling
@@ -21,7 +21,7 @@ class Arm(Protocol):
             ArmBusy: the queue is full, or no replica is there.
         """
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer as it comes; raises as `complete` does."""
 
     async def check(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ class ServeLlm:
         """The text as given, at no cost: logprobs are for training, so serving leaves the prefill out."""
         return Completion(text=text, usage=Usage(calls=0))
 
-    async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncIterator[Piece]:
+    async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncGenerator[Piece]:
         """One completion as it is drawn."""
         with _arm_errors():
             async with aclosing(streamed(lambda: self._stream.remote(list(messages), list(tools), sampling, current_call()))) as pieces:
@@ -71,7 +71,7 @@ class StudentArm:
         (completion,) = await self._llm.complete(messages, tools=self._tools, sampling=sampling, logprobs=logprobs)
         return completion
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer token by token."""
         return self._llm.stream(messages, self._tools, sampling)
 
@@ -92,7 +92,7 @@ class TeacherArm:
             answer: Completion | Refused = await answered(lambda: self._pipeline.complete.remote(list(messages), current_call()))
         return _accepted(answer)
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer in one piece: the pipeline has none before its last call is checked."""
         completion = await self.complete(messages, sampling)
         yield whole_piece(completion)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
+import httpx
 from pydantic import Field
 
-from supertiny.records import Record
+from supertiny.records import Prompt, Record
+from supertiny.serving.headers import ARM_HEADER, CONFIDENCE_HEADER
+from supertiny.serving.stream import answer_text
+from supertiny.tasks.base import Task
 
 _STEPS = 20
 
@@ -31,6 +35,22 @@ class Calibration(Record):
     error_bound: float
     """Upper confidence bound of that share on prompts like these."""
     num_prompts: int
+
+
+async def held_out(client: httpx.AsyncClient, prompts: Sequence[Prompt], task: Task) -> list[Scored]:
+    """The student's answers to prompts whose right calls are known, from an application in mode `cascade` with threshold 0.
+
+    Those that the verifier refuses there are left out: no threshold would let them stand.
+    """
+    scored = []
+    for prompt in prompts:
+        answer = await client.post("/v1/chat/completions", json={"model": "auto", "messages": prompt.messages})
+        answer.raise_for_status()
+        if answer.headers.get(ARM_HEADER) == "student":
+            text = answer_text(answer.json()["choices"][0]["message"])
+            confidence = float(answer.headers[CONFIDENCE_HEADER])
+            scored.append(Scored(confidence=confidence, correct=task.verify(prompt, text).accepted))
+    return scored
 
 
 def calibrate(answers: Sequence[Scored], max_error_fraction: float, *, significance: float = 0.05) -> Calibration:
