@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
@@ -118,6 +119,7 @@ class Served:
         transport = httpx.ASGITransport(router_app(self.answers, guard, Probes(every)))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
         self._runner = asyncio.Runner()
+        weakref.finalize(self, self._runner.close)
 
     def run(self, work: Any) -> Any:
         """What a coroutine gives; copies for shadows are waited for."""

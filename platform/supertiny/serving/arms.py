@@ -84,12 +84,12 @@ class TeacherArm:
     """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says."""
 
     def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
-        self._pipeline = pipeline
+        self._complete, self._check = pipeline.complete, pipeline.check  # each access would make a handle
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, logprobs: int = 0) -> Completion:
         """The whole answer."""
         with _arm_errors():
-            answer: Completion | Refused = await answered(lambda: self._pipeline.complete.remote(list(messages), current_call()))
+            answer: Completion | Refused = await answered(lambda: self._complete.remote(list(messages), current_call()))
         return _accepted(answer)
 
     async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
@@ -100,7 +100,7 @@ class TeacherArm:
     async def check(self) -> None:
         """One token."""
         with _arm_errors():
-            await answered(lambda: self._pipeline.check.remote(current_call()))
+            await answered(lambda: self._check.remote(current_call()))
 
 
 class TeacherPipeline:
