@@ -137,7 +137,7 @@ def test_a_rolling_update_of_the_model_loses_no_request(url: str) -> None:
 
 def test_an_overload_is_refused_with_retry_after_and_the_admitted_are_not_slow(url: str) -> None:
     places, delay_seconds = 8, 0.4
-    update(config(replicas=1, delay_seconds=delay_seconds, ongoing=places, queued=2))
+    update(config(replicas=1, delay_seconds=delay_seconds, ongoing=places, queued=1))
     capacity = places / delay_seconds
     with clients(url, places) as calm:
         time.sleep(6)

@@ -21,9 +21,9 @@ class ArmConfig(Config):
     """Requests a replica that autoscaling aims at."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that a replica takes at a time; more wait in the queue."""
-    max_queued_requests: int = Field(64, ge=1)
-    """Requests that wait at one caller of the arm; more are refused with 503 and `Retry-After`. A queue longer than `max_ongoing_requests`
-    makes an overload's victims wait instead of refusing them."""
+    max_queued_requests: int = Field(32, ge=1)
+    """Requests that wait at one caller of the arm; more are refused with 503 and `Retry-After`. The longer the queues of all callers
+    together, against `max_ongoing_requests` of all replicas, the longer the admitted wait in an overload."""
     upscale_seconds: float = Field(30, ge=0)
     """Load has to last this long before replicas are added (Serve's `upscale_delay_s`); it is also the look-back of the average."""
     downscale_seconds: float = Field(600, ge=0)
