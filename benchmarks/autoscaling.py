@@ -30,7 +30,6 @@ import httpx
 
 from supertiny.llm.config import ScriptedConfig
 from supertiny.serving.config import ArmConfig, ServeConfig
-from supertiny.serving.run import APPLICATION, served
 from supertiny.serving.traffic import nearest_rank
 
 PHASES = ((4, 15.0), (20, 35.0), (2, 45.0))
@@ -64,6 +63,8 @@ def main() -> int:
         scripted=ScriptedConfig(answer="done", delay_seconds=0.5, max_num_seqs=8),
     )
     with simulated_nodes(), tempfile.TemporaryDirectory() as root:
+        from supertiny.serving.run import served  # imports Ray, which reads the token's settings
+
         config = ServeConfig(run_root=root, student_arm=student, teacher_arm=ArmConfig(scripted=ScriptedConfig()))
         with served(config, port=free_port()) as url:
             recorded = ramp(url)
@@ -127,6 +128,8 @@ async def _work(client: httpx.AsyncClient, recorded: Recorded, start: float, unt
 def watch(recorded: Recorded, start: float, over: threading.Event) -> None:
     """Note the running replicas every half second."""
     from ray import serve
+
+    from supertiny.serving.run import APPLICATION
 
     while not over.wait(0.5):
         states = serve.status().applications[APPLICATION].deployments["student-engine"].replica_states

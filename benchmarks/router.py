@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import secrets
 import statistics
@@ -42,7 +43,6 @@ from supertiny.artifacts import alias_path, open_artifact, write_atomically
 from supertiny.llm.config import ScriptedConfig
 from supertiny.serving.config import ArmConfig, ServeConfig
 from supertiny.serving.keys import hash_of
-from supertiny.serving.run import APPLICATION, served
 from supertiny.serving.traffic import nearest_rank
 
 MODEL = "package://supertiny.tasks.assistant/models/base"
@@ -157,7 +157,8 @@ def local_ray() -> Iterator[None]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
-    import ray
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Ray turns logging on, and a line a request costs milliseconds
+    import ray  # reads the token's settings
 
     with tempfile.TemporaryDirectory(prefix="supertiny-") as folder:
         os.environ["RAY_TMPDIR"] = folder
@@ -170,6 +171,8 @@ def local_ray() -> Iterator[None]:
 def systems(arm: ArmConfig, shared_engine: str | None) -> Iterator[tuple[System, System]]:
     """Both applications behind one proxy; theirs over our engine's deployment where it is named, else over a scripted one."""
     from ray import serve
+
+    from supertiny.serving.run import served
 
     with tempfile.TemporaryDirectory() as root:
         promote(root)
@@ -196,8 +199,10 @@ def promote(root: str) -> None:
 def their_ingress(shared_engine: str | None) -> Any:
     """Serve LLM's ingress, over a deployment of our application or a scripted one of its own."""
     from ray import serve
+    from ray.llm._internal.serve.core.configs.openai_api_models import ModelCard  # without a public home
     from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
-    from ray.serve.llm.openai_api_models import ModelCard
+
+    from supertiny.serving.run import APPLICATION
 
     class Ingress(OpenAiIngress):  # type: ignore[misc]
         def __init__(self, cards: dict[str, ModelCard], scripted: Any) -> None:
