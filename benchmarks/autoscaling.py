@@ -84,7 +84,7 @@ def simulated_nodes() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="supertiny-") as folder:
         os.environ["RAY_TMPDIR"] = folder
         small = 128 * 2**20
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": small})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": small})
         try:
             for _ in range(MOST):
                 cluster.add_node(num_cpus=1, object_store_memory=small)

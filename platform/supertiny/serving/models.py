@@ -103,6 +103,7 @@ def engine(name: str, model_path: Path | None, config: ArmConfig, drain_seconds:
             "upscale_delay_s": config.upscale_seconds,
             "downscale_delay_s": config.downscale_seconds,
             "look_back_period_s": max(config.upscale_seconds, 1.0),
+            "metrics_interval_s": min(max(config.upscale_seconds / 2, 0.5), 10.0),  # shorter than the look-back, or Serve averages nothing
         },
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
