@@ -1,4 +1,4 @@
-"""The real application, deployed once: both engines, the teacher pipeline and the router, on the session's Ray."""
+"""The real application, deployed once for a module: both engines, the teacher pipeline and the router, on the session's Ray."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serve_config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     return ServeConfig(run_root=root, teacher=TEACHER)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the faults' own application comes after it: a Ray serves one at a time
 def application(local_ray: None, serve_config: ServeConfig) -> Iterator[str]:
     """URL of the running application."""
     from supertiny.serving.run import served

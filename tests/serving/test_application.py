@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import openai
 import pytest
 import ray
+from tests.hostile import BODIES
 
 from supertiny.cost import MachinePrice
 from supertiny.errors import ConfigError, PlanTooBig
@@ -165,3 +167,36 @@ def test_arms_that_the_cluster_cannot_hold_are_said_before_anything_starts(local
     config = serve_config.model_copy(update={"student_arm": serve_config.student_arm.model_copy(update={"threads": 64})})
     with pytest.raises(PlanTooBig, match="needs 65 logical CPUs for its engines, the cluster has 8"), served(config, port=0):
         pass
+
+
+def test_hostile_bodies_are_refused_or_harmless_and_the_engines_live_on(application: str) -> None:
+    for model in ("student", "teacher"):
+        for name, (body, allowed) in BODIES.items():
+            answer = httpx.post(f"{application}/v1/chat/completions", content=body.replace(b'"auto"', f'"{model}"'.encode()), timeout=60)
+            assert answer.status_code in allowed, f"{name}, {model}: {answer.status_code} {answer.text[:200]}"
+    assert httpx.get(f"{application}/health", timeout=60).json() == {"student": "ok", "teacher": "ok"}
+
+
+def test_the_older_completions_endpoint_answers_from_each_model(application: str) -> None:
+    with openai.OpenAI(base_url=f"{application}/v1", api_key="none") as client:
+        for model in ("student", "teacher", "auto"):
+            whole = client.completions.create(model=model, prompt="turn on the kitchen light").choices[0].text
+            streamed = client.completions.create(model=model, prompt="turn on the kitchen light", stream=True, user="me")
+            text = "".join(chunk.choices[0].text for chunk in streamed)
+            assert whole
+            assert text == whole or model == "auto"
+
+
+def test_prometheus_sees_every_arm(application: str) -> None:
+    for model in ("student", "teacher"):
+        assert post(application, model=model, stream=True).status_code == 200
+    (node,) = ray.nodes()
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    names = ("requests_total", "in_flight", "tokens_total", "request_seconds_bucket", "first_token_seconds_bucket", "token_seconds_bucket")
+    wanted = {f'ray_supertiny_serving_{name} arm="{arm}"' for name in names for arm in ("student", "teacher")}
+    deadline = time.monotonic() + 60
+    while wanted and time.monotonic() < deadline:
+        seen = httpx.get(url, timeout=60, trust_env=False).text.splitlines()
+        wanted -= {each for each in wanted if any(line.startswith(each.split()[0]) and each.split()[1] in line for line in seen)}
+        time.sleep(0.5)
+    assert wanted == set()

@@ -53,6 +53,12 @@ def test_there_is_a_yaml_for_the_split_and_one_for_the_student() -> None:
         ({"traffic_fraction": 1.5}, "traffic_fraction: "),
         ({"student": None}, "traffic_fraction 0.5 needs a promoted student"),
         ({"student": "heal"}, "traffic_fraction 0.5 needs a promoted student"),
+        ({"student": None, "mode": "cascade", "traffic_fraction": 0}, "needs a promoted student"),
+        ({"student": "heal", "mode": "cascade", "traffic_fraction": 0}, "needs a promoted student"),
+        ({"student": None, "mode": "shadow", "traffic_fraction": 0}, "mode shadow needs a student"),
+        ({"student_arm": {"min_replicas": 0}}, "student_arm.min_replicas: 0"),
+        ({"api_keys": "st-secret"}, "api_keys: "),
+        ({"trace_endpoint": "collector:4317"}, "trace_endpoint: "),
         ({"student_arm": {"min_replicas": 2}}, "max_replicas 1 is under min_replicas 2"),
         ({"student_arm": {"max_ongoing_requests": 4}}, "target_ongoing_requests 16 is over max_ongoing_requests 4"),
     ],
@@ -103,3 +109,26 @@ def test_without_a_promotion_the_control_has_all_of_the_traffic(tmp_path: Path) 
     assert (alone.student, alone.traffic_fraction, alone.teacher) == (None, 0.0, "teacher")
     write_atomically(alias_path("student@production", str(tmp_path)), "{}")
     assert control_alone_unless_promoted(config) == config
+
+
+def test_a_student_that_was_not_promoted_may_be_a_shadow() -> None:
+    assert not ServeConfig(student="heal", mode="shadow", traffic_fraction=0).student_answers
+
+
+def test_scripted_engines_and_an_endpoint_need_no_model(tmp_path: Path) -> None:
+    scripted = {"scripted": {"answer": "done"}}
+    config = validate(ServeConfig, {"run_root": str(tmp_path), "student_arm": scripted, "teacher_arm": scripted}, "args")
+    assert model_paths(config) == {}
+    endpoint = {"base_url": "http://teacher/v1", "model": "large"}
+    remote = validate(ServeConfig, {"run_root": str(tmp_path), "student_arm": scripted, "teacher_endpoint": endpoint}, "args")
+    assert model_paths(remote) == {}
+    assert remote.num_cpus == 1
+
+
+def test_the_routing_is_the_part_that_may_change_without_a_restart() -> None:
+    config = ServeConfig(mode="cascade", salt="x")
+    assert config.routing.model_dump() == {
+        **{"mode": "cascade", "traffic_fraction": 0.5, "salt": "x"},
+        "shadow": config.shadow.model_dump(),
+        "cascade": {"threshold": 0.0},
+    }

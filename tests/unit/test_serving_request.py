@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from supertiny.serving.config import LimitsConfig
-from supertiny.serving.request import ChatRequest, parse_request
+from supertiny.serving.request import ChatRequest, TextRequest, parse_request
 
 TOOLS = [{"type": "function", "function": {"name": "set_light", "parameters": {"type": "object"}}}]
 HELLO = [{"role": "user", "content": "hello"}]
@@ -15,7 +15,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def parsed(**fields: Any) -> ChatRequest:
     """A request that was let through."""
-    return parse_request(json.dumps({"model": "auto", "messages": HELLO, **fields}).encode(), LimitsConfig(), TOOLS)
+    return parse_request(ChatRequest, json.dumps({"model": "auto", "messages": HELLO, **fields}).encode(), LimitsConfig(), TOOLS)
 
 
 def test_a_request_without_sampling_is_greedy_and_as_long_as_the_limit() -> None:
@@ -66,6 +66,7 @@ def test_text_parts_are_joined_and_an_answer_that_was_echoed_keeps_its_calls() -
         ({"tool_choice": "required"}, "tool_choice: "),
         ({"tools": [{"type": "function", "function": {"name": "rm"}}]}, "tools: 'rm' is not a tool of this task; it has set_light"),
         ({"tools": [{}]}, "tools: None is not a tool"),
+        ({"tools": [{**TOOLS[0], "x": "y" * 70_000}]}, "tools: over 65536 bytes"),
     ],
 )
 def test_a_refusal_names_the_field_and_the_cap(fields: dict[str, Any], said: str) -> None:
@@ -73,11 +74,28 @@ def test_a_refusal_names_the_field_and_the_cap(fields: dict[str, Any], said: str
         parsed(**fields)
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'"text"', b"[1]"])
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff\xfe", b"{", b"[" * 100_000, b'{"a":' * 5000, b'"text"', b"[1]", b'{"model": NaN}', b'{"model": "\\ud800"}']
+)
 def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"JSON|valid dictionary"):
-        parse_request(body, LimitsConfig(), TOOLS)
+        parse_request(ChatRequest, body, LimitsConfig(), TOOLS)
 
 
 def test_the_tasks_own_tools_may_be_named() -> None:
     assert parsed(tools=TOOLS).tools == TOOLS
+
+
+def test_a_text_prompt_is_a_users_message_and_a_list_of_one_is_that_one() -> None:
+    for prompt in ("hello", ["hello"]):
+        request = parse_request(TextRequest, json.dumps({"model": "auto", "prompt": prompt}).encode(), LimitsConfig(), TOOLS)
+        assert request.plain_messages() == HELLO
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [(["a", "b"], "prompt: 2 prompts, expected 1"), ([1, 2], "prompt: 2 prompts"), ("", "prompt: "), ([[1]], "prompt: ")],
+)
+def test_token_ids_and_several_prompts_are_refused(prompt: Any, said: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(said)):
+        parse_request(TextRequest, json.dumps({"model": "auto", "prompt": prompt}).encode(), LimitsConfig(), TOOLS)

@@ -1,87 +1,39 @@
 """The router over fake arms: no Ray, no model, the whole HTTP face."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+import re
 
-import httpx
 import pytest
+from tests.fake_arms import HELLO, FakeArm, Served
 
 from supertiny.errors import ArmBusy, PromptRefused
 from supertiny.llm.base import Sampling
-from supertiny.records import Call, Completion, Message, Usage
 from supertiny.serving.config import LimitsConfig
-from supertiny.serving.router import Arm, Routes, router_app
-from supertiny.serving.stream import Piece
-from supertiny.tasks.calls import render
-
-HELLO = [{"role": "user", "content": "hello"}]
-LIMITS = LimitsConfig(body_bytes=4096, completion_tokens=8, seconds=0.2)
-
-
-class FakeArm:
-    """Answers in one call and some text; raises or hangs when it is told to."""
-
-    def __init__(self, error: Exception | None = None, seconds: float = 0.0, break_after: int | None = None) -> None:
-        self.samplings: list[Sampling] = []
-        self.error = error
-        self._seconds = seconds
-        self._break_after = break_after
-
-    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
-        self.samplings.append(sampling)
-        await asyncio.sleep(self._seconds)
-        if self.error:
-            raise self.error
-        text = "Sure.\n" + render([Call(name="set_light", arguments={"room": "kitchen"})])
-        return Completion(text=text, usage=Usage(calls=3, prompt_tokens=30, completion_tokens=9))
-
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
-        completion = await self.complete(messages, sampling)
-        for index, word in enumerate(completion.text.split("\n")):
-            if index == self._break_after:
-                raise RuntimeError("secret path /etc/shadow")
-            yield Piece(text=word)
-        yield Piece(finish_reason="stop", usage=completion.usage)
-
-    async def check(self) -> None:
-        await self.complete([], Sampling(max_tokens=1))
-
-
-def client_of(traffic_fraction: float = 0.5, **arms: Arm) -> httpx.AsyncClient:
-    """An HTTP client of a router over these arms; the teacher is always there."""
-    routes = Routes({"teacher": FakeArm(), **arms}, [], traffic_fraction, "salt", LIMITS)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(router_app(routes)), base_url="http://router")
-
-
-def ask(client: httpx.AsyncClient, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    """The answer to one chat request."""
-    return asyncio.run(client.post("/v1/chat/completions", json={"model": "auto", "messages": HELLO, **fields}, headers=headers))
 
 
 def test_each_model_is_answered_by_its_arm_and_the_header_says_so() -> None:
-    client = client_of(student=FakeArm())
+    client = Served(student=FakeArm())
     for model in ("student", "teacher"):
-        answer = ask(client, model=model)
+        answer = client.ask(model=model)
         assert (answer.status_code, answer.json()["model"]) == (200, model)
         assert (answer.headers["x-supertiny-arm"], answer.headers["x-supertiny-assignment"]) == (model, "requested")
 
 
 def test_auto_keeps_a_session_on_one_arm_and_uses_both() -> None:
-    client = client_of(student=FakeArm())
-    arms = {session: {ask(client, {"x-session-id": str(session)}).headers["x-supertiny-arm"] for _ in range(3)} for session in range(20)}
+    client = Served(student=FakeArm())
+    arms = {session: {client.ask({"x-session-id": str(session)}).headers["x-supertiny-arm"] for _ in range(3)} for session in range(20)}
     assert all(len(seen) == 1 for seen in arms.values())
     assert set.union(*arms.values()) == {"student", "teacher"}
-    assert ask(client).headers["x-supertiny-assignment"] == "split"
+    assert client.ask().headers["x-supertiny-assignment"] == "split"
 
 
 def test_the_user_field_sticks_where_there_is_no_session_header() -> None:
-    client = client_of(student=FakeArm())
-    assert all(len({ask(client, user=f"u{user}").headers["x-supertiny-arm"] for _ in range(3)}) == 1 for user in range(10))
+    client = Served(student=FakeArm())
+    assert all(len({client.ask(user=f"u{user}").headers["x-supertiny-arm"] for _ in range(3)}) == 1 for user in range(10))
 
 
 def test_calls_come_back_as_tool_calls_with_the_usage_of_every_model_call() -> None:
-    body = ask(client_of(), model="teacher").json()
+    body = Served({"traffic_fraction": 0.0}).ask(model="teacher").json()
     (choice,) = body["choices"]
     assert choice["message"]["content"] == "Sure."
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "set_light", "arguments": '{"room": "kitchen"}'}
@@ -90,7 +42,7 @@ def test_calls_come_back_as_tool_calls_with_the_usage_of_every_model_call() -> N
 
 
 def test_a_stream_ends_with_done_and_is_an_event_stream() -> None:
-    answer = ask(client_of(), model="teacher", stream=True)
+    answer = Served({"traffic_fraction": 0.0}).ask(model="teacher", stream=True)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["x-supertiny-arm"] == "teacher"
     assert answer.text.endswith("data: [DONE]\n\n")
@@ -98,21 +50,21 @@ def test_a_stream_ends_with_done_and_is_an_event_stream() -> None:
 
 def test_the_student_is_asked_with_the_requests_sampling() -> None:
     student = FakeArm()
-    ask(client_of(student=student), model="student", temperature=0.5, max_tokens=3, seed=7)
+    Served(student=student).ask(model="student", temperature=0.5, max_tokens=3, seed=7)
     assert student.samplings == [Sampling(temperature=0.5, max_tokens=3, seed=7)]
 
 
 def test_without_a_student_auto_goes_to_the_control_and_student_is_not_found() -> None:
-    client = client_of(traffic_fraction=0.0)
-    assert ask(client).headers["x-supertiny-arm"] == "teacher"
-    answer = ask(client, model="student")
+    client = Served({"traffic_fraction": 0.0})
+    assert client.ask().headers["x-supertiny-arm"] == "teacher"
+    answer = client.ask(model="student")
     assert answer.status_code == 404
     assert "none was promoted" in answer.json()["error"]["message"]
-    assert [model["id"] for model in asyncio.run(client.get("/v1/models")).json()["data"]] == ["teacher", "auto"]
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["teacher", "auto"]
 
 
 def test_an_unknown_model_is_not_found_and_the_message_lists_the_models() -> None:
-    answer = ask(client_of(student=FakeArm()), model="gpt")
+    answer = Served(student=FakeArm()).ask(model="gpt")
     assert answer.status_code == 404
     assert answer.json()["error"]["message"] == "no model 'gpt'; there are teacher, student, auto"
 
@@ -129,7 +81,7 @@ def test_an_unknown_model_is_not_found_and_the_message_lists_the_models() -> Non
     ids=["refused", "busy", "broken", "slow"],
 )
 def test_a_failing_arm_gives_an_error_in_openais_shape_without_its_insides(arm: FakeArm, status: int, message: str, stream: bool) -> None:
-    answer = ask(client_of(student=arm), model="student", stream=stream)
+    answer = Served(student=arm).ask(model="student", stream=stream)
     assert answer.status_code == status
     assert answer.json()["error"] == {
         "message": message,
@@ -142,46 +94,89 @@ def test_a_failing_arm_gives_an_error_in_openais_shape_without_its_insides(arm: 
 
 
 def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() -> None:
-    text = ask(client_of(student=FakeArm(break_after=1)), model="student", stream=True).text
+    text = Served(student=FakeArm(break_after=1)).ask(model="student", stream=True).text
     assert '"message":"the student failed"' in text.split("\n\n")[-2] or '"message": "the student failed"' in text.split("\n\n")[-2]
     assert "[DONE]" not in text
     assert "shadow" not in text
 
 
 def test_a_body_over_the_limit_is_refused_with_413() -> None:
-    answer = ask(client_of(), messages=[{"role": "user", "content": "x" * 5000}])
+    answer = Served({"traffic_fraction": 0.0}).ask(messages=[{"role": "user", "content": "x" * 5000}])
     assert answer.status_code == 413
     assert answer.json()["error"]["message"] == "the body is over 4096 bytes"
 
 
 def test_a_wrong_field_is_a_400_that_names_it() -> None:
-    answer = ask(client_of(), prompt_embeds="x")
+    answer = Served({"traffic_fraction": 0.0}).ask(prompt_embeds="x")
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "prompt_embeds: no such field here"
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/chat/completions", 405)])
 def test_an_unknown_route_has_openais_error_shape_too(method: str, path: str, status: int) -> None:
-    answer = asyncio.run(client_of().request(method, path))
+    answer = (served := Served({"traffic_fraction": 0.0})).run(served.client.request(method, path))
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
 def test_health_draws_a_token_from_every_arm_and_fails_when_one_cannot() -> None:
     student = FakeArm()
-    good = asyncio.run(client_of(student=student).get("/health"))
+    good = Served(student=student).get("/health")
     assert (good.status_code, good.json()) == (200, {"teacher": "ok", "student": "ok"})
     assert student.samplings == [Sampling(max_tokens=1)]
-    bad = asyncio.run(client_of(student=FakeArm(RuntimeError("dead"))).get("/health"))
+    bad = Served(student=FakeArm(RuntimeError("dead"))).get("/health")
     assert (bad.status_code, bad.json()) == (503, {"teacher": "ok", "student": "failed"})
 
 
 def test_a_router_is_ready_once_every_arm_has_drawn_a_token_and_then_asks_no_more() -> None:
     student = FakeArm(RuntimeError("still loading"))
-    client = client_of(student=student)
-    early = asyncio.run(client.get("/ready"))
+    client = Served(student=student)
+    early = client.get("/ready")
     assert (early.status_code, early.json()["waiting_for"]) == (503, ["student"])
     student.error = None
-    assert asyncio.run(client.get("/ready")).status_code == 200
+    assert client.get("/ready").status_code == 200
     student.error = RuntimeError("overloaded for a moment")
-    assert asyncio.run(client.get("/ready")).status_code == 200
+    assert client.get("/ready").status_code == 200
+
+
+def test_a_header_of_serves_that_would_keep_a_left_request_running_is_refused() -> None:
+    answer = Served({"traffic_fraction": 0.0}).ask({"x-request-disconnect-disabled": "?1"})
+    assert answer.status_code == 400
+
+
+def test_a_router_with_its_hands_full_refuses_and_says_when_to_try_again() -> None:
+    router = Served({"traffic_fraction": 0.0})
+    router.meter.in_flight["teacher"] = router.answers.limits.in_flight
+    answer = router.ask()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert router.meter.counts["refusals router_full"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arm", [FakeArm(), FakeArm(RuntimeError("dead")), FakeArm(seconds=5)], ids=["answers", "broken", "slow"])
+def test_however_a_request_ends_nothing_stays_in_flight_and_it_is_counted_once(arm: FakeArm, stream: bool) -> None:
+    router = Served(student=arm)
+    status = router.ask(model="student", stream=stream).status_code
+    assert router.meter.in_flight.total() == 0
+    assert router.meter.counts[f"requests student requested {status}"] == 1
+
+
+def test_a_client_that_leaves_cancels_its_generation() -> None:
+    arm = FakeArm(seconds=5)
+    router = Served(student=arm, limits=LimitsConfig(seconds=60))
+
+    async def leave() -> None:
+        body = {"model": "student", "messages": HELLO}
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await router.client.post("/v1/chat/completions", json=body)
+
+    router.run(leave())
+    assert (arm.cancelled, router.meter.in_flight.total(), router.meter.counts["requests student requested 499"]) == (1, 0, 1)
+
+
+def test_the_openapi_document_holds_the_bodies_and_every_reference_leads_somewhere() -> None:
+    document = Served({"traffic_fraction": 0.0}).get("/openapi.json")
+    schemas = document.json()["components"]["schemas"]
+    assert schemas["ChatRequest"]["required"] == ["model", "messages"]
+    assert {name for name in re.findall(r"#/components/schemas/(\w+)", document.text) if name not in schemas} == set()

@@ -2,50 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from supertiny.records import Tool
+from supertiny.config import validate
+from supertiny.errors import ConfigError
+from supertiny.serving.answers import Answers
+from supertiny.serving.arm import Arm
 from supertiny.serving.arms import ServeLlm, StudentArm, TeacherArm, TeacherPipeline
-from supertiny.serving.config import ServeConfig
+from supertiny.serving.config import RoutingConfig, ServeConfig
+from supertiny.serving.keys import Guard, read_keys
 from supertiny.serving.models import engine
-from supertiny.serving.router import Arm, Routes, router_app
+from supertiny.serving.probes import Probes
+from supertiny.serving.router import router_app
+from supertiny.serving.serve_meter import ServeMeter
 from supertiny.serving.sources import model_paths
+from supertiny.serving.tracing import tracer_of
 from supertiny.tasks.base import load_task
 
 _UNBOUNDED = 100_000
 """The router and the pipeline only wait for the engines, whose own limits refuse what is too much."""
+log = logging.getLogger(__name__)
 
 
 @serve.ingress()
 class Router:
-    """The HTTP ingress over the arms' handles."""
+    """The HTTP ingress over the arms' handles. Serve's `user_config` is a `RoutingConfig`, taken up without a restart."""
 
-    def __init__(
-        self, config: ServeConfig, tools: Sequence[Tool], teacher: DeploymentHandle[Any], student: DeploymentHandle[Any] | None
-    ) -> None:
+    def __init__(self, config: ServeConfig, teacher: DeploymentHandle[Any], student: DeploymentHandle[Any] | None) -> None:
+        task = load_task(config.task)
         arms: dict[str, Arm] = {"teacher": TeacherArm(teacher)}
         if student is not None:
-            arms = {"student": StudentArm(ServeLlm(student), tools), **arms}
-        self._routes = Routes(arms, tools, config.traffic_fraction, config.salt, config.limits)
+            arms = {"student": StudentArm(ServeLlm(student), task.tools), **arms}
+        tracer = tracer_of(config.trace_endpoint)
+        self._answers = Answers(arms, task, config.routing, config.limits, ServeMeter(), tracer, may_answer=config.student_is_promoted)
+        keys = read_keys(config.api_keys) if config.api_keys is not None else None
+        self._guard = Guard(keys, config.router_replicas, time.monotonic)
+        cold = config.teacher_endpoint is None and config.teacher_arm.min_replicas == 0
+        self._probes = Probes({name: arm for name, arm in arms.items() if not (cold and name == "teacher")})
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        return router_app(self._routes)
+        return router_app(self._answers, self._guard, self._probes)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve at the start and whenever `user_config` changes. Rules that cannot hold here change nothing, and are logged:
+        raising would make Serve replace a router that works."""
+        try:
+            self._answers.switch(validate(RoutingConfig, user_config, "user_config of router"))
+        except ConfigError as error:
+            log.error("the routing stays as it is: %s", error)
 
 
 def build_app(config: ServeConfig) -> serve.Application:
     """The application, ready for `serve.run`; the models are checked before anything is deployed."""
     paths = model_paths(config)
-    tools = load_task(config.task).tools
     drain_seconds = config.limits.seconds + 5
-    teacher_engine = engine("teacher", str(paths["teacher"]), config.teacher_arm, drain_seconds)
-    student_engine = engine("student", str(paths["student"]), config.student_arm, drain_seconds) if "student" in paths else None
+    student_engine = None
+    if config.student is not None:
+        student_engine = engine("student", paths.get("student"), config.student_arm, drain_seconds, config.trace_endpoint)
+    teacher_engine = config.teacher_endpoint or engine(
+        "teacher", paths.get("teacher"), config.teacher_arm, drain_seconds, config.trace_endpoint
+    )
     pipeline = _light(TeacherPipeline, "teacher", config.router_replicas, drain_seconds).bind(config.task, teacher_engine)
-    app: serve.Application = _light(Router, "router", config.router_replicas, drain_seconds).bind(config, tools, pipeline, student_engine)
+    router = _light(Router, "router", config.router_replicas, drain_seconds).options(user_config=config.routing.model_dump())
+    app: serve.Application = router.bind(config, pipeline, student_engine)
     return app
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError
@@ -13,8 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from supertiny.config import TaskConfig
 from supertiny.errors import ArmBusy, PromptRefused
 from supertiny.llm.base import GREEDY, Llm, Sampling
+from supertiny.llm.config import EndpointConfig
+from supertiny.llm.http import HttpLlm
 from supertiny.records import Completion, Message, Prompt, Tool, Usage
-from supertiny.serving.stream import Piece, Refused
+from supertiny.serving.call import CallContext, current_call, within
+from supertiny.serving.retry import answered, streamed
+from supertiny.serving.stream import Piece, Refused, whole_piece
 from supertiny.tasks.base import load_task
 
 Answer = TypeVar("Answer")
@@ -23,29 +28,35 @@ _ONE_TOKEN = Sampling(max_tokens=1)
 
 
 class ServeLlm:
-    """An `Llm` over the handle of a `supertiny.serving.models.EngineServer`. It gives no token ids and no logprobs."""
+    """An `Llm` over the handle of an engine's deployment. It gives no token ids; with `logprobs`, `token_logprobs` without them.
+
+    What its replica cannot finish before the first token, another one is asked for.
+    """
 
     def __init__(self, engine: DeploymentHandle[Any]) -> None:
-        self._engine = engine
+        self._complete = engine.complete
+        self._stream = engine.options(stream=True).stream
 
     async def complete(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
     ) -> list[Completion]:
         """`n` completions of a conversation."""
         with _arm_errors():
-            answer: list[Completion] | Refused = await self._engine.complete.remote(list(messages), list(tools), n, sampling)
+            answer: list[Completion] | Refused = await answered(
+                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call())
+            )
         return _accepted(answer)
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """The text as given, at no cost: logprobs are for training, so serving leaves the prefill out."""
         return Completion(text=text, usage=Usage(calls=0))
 
-    async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncIterator[Piece]:
+    async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncGenerator[Piece]:
         """One completion as it is drawn."""
         with _arm_errors():
-            pieces: Any = self._engine.options(stream=True).stream.remote(list(messages), list(tools), sampling)
-            async for piece in pieces:
-                yield _accepted(piece)
+            async with aclosing(streamed(lambda: self._stream.remote(list(messages), list(tools), sampling, current_call()))) as pieces:
+                async for piece in pieces:
+                    yield _accepted(piece)
 
 
 class StudentArm:
@@ -55,12 +66,12 @@ class StudentArm:
         self._llm = llm
         self._tools = list(tools)
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, logprobs: int = 0) -> Completion:
         """The whole answer."""
-        (completion,) = await self._llm.complete(messages, tools=self._tools, sampling=sampling)
+        (completion,) = await self._llm.complete(messages, tools=self._tools, sampling=sampling, logprobs=logprobs)
         return completion
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer token by token."""
         return self._llm.stream(messages, self._tools, sampling)
 
@@ -73,42 +84,45 @@ class TeacherArm:
     """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says."""
 
     def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
-        self._pipeline = pipeline
+        self._complete, self._check = pipeline.complete, pipeline.check  # each access would make a handle
 
-    async def complete(self, messages: Sequence[Message], sampling: Sampling) -> Completion:
+    async def complete(self, messages: Sequence[Message], sampling: Sampling, *, logprobs: int = 0) -> Completion:
         """The whole answer."""
         with _arm_errors():
-            answer: Completion | Refused = await self._pipeline.complete.remote(list(messages))
+            answer: Completion | Refused = await answered(lambda: self._complete.remote(list(messages), current_call()))
         return _accepted(answer)
 
-    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Piece]:
+    async def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer in one piece: the pipeline has none before its last call is checked."""
         completion = await self.complete(messages, sampling)
-        yield Piece(text=completion.text, finish_reason=completion.finish_reason, usage=completion.usage)
+        yield whole_piece(completion)
 
     async def check(self) -> None:
         """One token."""
         with _arm_errors():
-            await self._pipeline.check.remote()
+            await answered(lambda: self._check.remote(current_call()))
 
 
 class TeacherPipeline:
     """The light deployment that runs a task's `teach` over an `Llm`; many conversations are in flight at a time."""
 
-    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any]) -> None:
+    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any] | EndpointConfig) -> None:
         self._task = load_task(task)
-        self._llm: Llm = ServeLlm(engine)
+        self._llm: Llm = HttpLlm(engine) if isinstance(engine, EndpointConfig) else ServeLlm(engine)
 
-    async def complete(self, messages: Sequence[Message]) -> Completion | Refused:
+    async def complete(self, messages: Sequence[Message], call: CallContext) -> Completion | Refused:
         """The pipeline's answer, with the usage of all its calls, or why there is none."""
         try:
-            return await self._task.teach(Prompt(id="request", messages=list(messages)), self._llm)
+            with within(call):
+                async with asyncio.timeout(call.seconds):
+                    return await self._task.teach(Prompt(id="request", messages=list(messages)), self._llm)
         except PromptRefused as error:
             return Refused(reason=str(error))
 
-    async def check(self) -> None:
+    async def check(self, call: CallContext) -> None:
         """One token."""
-        await self._llm.complete(_PROBE, sampling=_ONE_TOKEN)
+        with within(call):
+            await self._llm.complete(_PROBE, sampling=_ONE_TOKEN)
 
 
 def _accepted(answer: Answer | Refused) -> Answer:

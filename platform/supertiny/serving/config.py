@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, TaskConfig
+from supertiny.llm.config import EndpointConfig, ScriptedConfig
 
 
 class ArmConfig(Config):
     """One arm's vLLM engine and how many replicas of it there are; both arms have the same defaults, so that they compare."""
 
-    min_replicas: int = Field(1, ge=1)
-    """Replicas that are always there."""
+    min_replicas: int = Field(1, ge=0)
+    """Replicas that are always there; 0 for the teacher alone, which then starts when it is asked and is left out of the probes."""
     max_replicas: int = Field(1, ge=1)
     """Replicas under load."""
     target_ongoing_requests: float = Field(16, gt=0)
     """Requests a replica that autoscaling aims at."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that a replica takes at a time; more wait in the queue."""
-    max_queued_requests: int = Field(256, ge=1)
-    """Requests that wait at one caller of the arm; more are refused with 503 and `Retry-After`."""
+    max_queued_requests: int = Field(32, ge=1)
+    """Requests that wait at one caller of the arm; more are refused with 503 and `Retry-After`. The longer the queues of all callers
+    together, against `max_ongoing_requests` of all replicas, the longer the admitted wait in an overload."""
+    upscale_seconds: float = Field(30, ge=0)
+    """Load has to last this long before replicas are added (Serve's `upscale_delay_s`); it is also the look-back of the average."""
+    downscale_seconds: float = Field(600, ge=0)
+    """Idleness has to last this long before replicas are taken away (Serve's `downscale_delay_s`)."""
     threads: int = Field(1, ge=1)
     """OpenMP threads and logical CPUs of a replica."""
     max_model_len: int | None = Field(None, ge=16)
@@ -30,6 +36,8 @@ class ArmConfig(Config):
     """Sequences in one step of the engine."""
     kv_cache_gib: int = Field(1, ge=1)
     """Memory for keys and values, GiB a replica (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
+    scripted: ScriptedConfig | None = None
+    """A fake engine in place of the model, to measure what is around one; the model is not opened."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -50,13 +58,57 @@ class LimitsConfig(Config):
     """Longest request body."""
     messages: int = Field(64, ge=1)
     """Messages a conversation."""
+    schema_bytes: int = Field(65_536, ge=256)
+    """Longest `tools`, as JSON."""
     completion_tokens: int = Field(256, ge=1)
     """Largest `max_tokens`, and its value where the request has none."""
     seconds: float = Field(60, gt=0)
-    """Deadline of a request; 504 after it. It also bounds how long a stopping replica waits for its requests."""
+    """Deadline of a request, all retries and both arms of a cascade included; 504 after it. It also bounds how long a stopping replica
+    waits for its requests."""
+    in_flight: int = Field(512, ge=1)
+    """Requests that one router has in hand; more are refused with 503 and `Retry-After`."""
 
 
-class ServeConfig(Config):
+class ShadowConfig(Config):
+    """How many of the requests to `auto` the other arm gets a copy of, in mode `shadow`."""
+
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the answered requests that are copied."""
+    in_flight: int = Field(8, ge=1)
+    """Copies that one router has under way; more are dropped."""
+    busy_requests: int = Field(32, ge=1)
+    """Requests in a router's hand from which on no copy is made: under load the copies go first."""
+
+
+class CascadeConfig(Config):
+    """When the student's answer is good enough, in mode `cascade`."""
+
+    threshold: float = Field(0.0, ge=0, le=1)
+    """Lowest confidence, the probability of the whole completion, with which the student's answer stands; `serving.calibrate` finds it.
+    0 leaves the decision to the verifier."""
+
+
+class RoutingConfig(Config):
+    """Who answers `auto`: what Serve's `user_config` of the deployment `router` may change without a restart."""
+
+    mode: Literal["split", "shadow", "cascade"] = "split"
+    """`split` shares sessions out; `shadow` also sends the other arm a copy; `cascade` asks the student first and the teacher in doubt."""
+    traffic_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of the sessions asking for `auto` that the student answers, in `split` and `shadow`; needs a promoted student."""
+    salt: str = "supertiny"
+    """Decides, with the session, who is in the treatment; another salt draws the sessions afresh."""
+    shadow: ShadowConfig = ShadowConfig()
+    """Of mode `shadow`."""
+    cascade: CascadeConfig = CascadeConfig()
+    """Of mode `cascade`."""
+
+    @property
+    def student_answers(self) -> bool:
+        """Whether clients may get the student's answers to `auto`."""
+        return self.mode == "cascade" or self.traffic_fraction > 0
+
+
+class ServeConfig(RoutingConfig):
     """The student beside its teacher pipeline, behind one router."""
 
     run_root: str = "~/supertiny/runs/demo"
@@ -67,10 +119,13 @@ class ServeConfig(Config):
     """Alias (`name@stage`) that `jobs/promote.py` moves, or a model artifact; None serves the teacher alone."""
     teacher: str = "package://supertiny.tasks.assistant/models/teacher"
     """Model artifact that the teacher pipeline calls."""
-    traffic_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of the sessions asking for `auto` that the student answers; needs a promoted student."""
-    salt: str = "supertiny"
-    """Decides, with the session, who is in the treatment; another salt draws the sessions afresh."""
+    teacher_endpoint: EndpointConfig | None = None
+    """An OpenAI-compatible endpoint that the teacher pipeline calls in place of a model of ours."""
+    api_keys: str | None = Field(None, pattern=r"^(env:[A-Z][A-Z0-9_]*|.*\.toml)$")
+    """Who may ask: a `.toml` file of hashed keys, or `env:NAME` of a variable that holds its text, where the routers run; None lets
+    everyone in who reaches the port."""
+    trace_endpoint: str | None = Field(None, pattern=r"^https?://")
+    """OpenTelemetry collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; None traces nothing."""
     student_arm: ArmConfig = ArmConfig()
     """The treatment's engine and its replicas."""
     teacher_arm: ArmConfig = ArmConfig()
@@ -82,19 +137,37 @@ class ServeConfig(Config):
 
     @model_validator(mode="after")
     def _traffic_only_to_a_promoted_student(self) -> Self:
-        if self.traffic_fraction > 0 and (self.student is None or "@" not in self.student):
+        if self.student_answers and not self.student_is_promoted:
             raise ValueError(
                 f"traffic_fraction {self.traffic_fraction:g} needs a promoted student (an alias such as student@production), got "
-                f"student = {self.student!r}; promote one, or set traffic_fraction = 0"
+                f'student = {self.student!r} in mode {self.mode}; promote one, or set mode = "split" and traffic_fraction = 0'
             )
+        if self.mode == "shadow" and self.student is None:
+            raise ValueError('mode shadow needs a student; name one, promoted or not, or set mode = "split"')
         return self
+
+    @model_validator(mode="after")
+    def _the_student_is_always_there(self) -> Self:
+        if self.student is not None and self.student_arm.min_replicas == 0:
+            raise ValueError("student_arm.min_replicas: 0 would let a cold start, about a minute, stand before an answer; at least 1")
+        return self
+
+    @property
+    def student_is_promoted(self) -> bool:
+        """Whether the student is an alias, which `jobs/promote.py` moves only after a gate."""
+        return self.student is not None and "@" in self.student
+
+    @property
+    def routing(self) -> RoutingConfig:
+        """The part that may change without a restart."""
+        return RoutingConfig(**{name: getattr(self, name) for name in RoutingConfig.model_fields})
 
     def control_alone(self) -> ServeConfig:
         """The teacher pipeline without a student: it answers all of `auto`."""
-        return self.model_copy(update={"student": None, "traffic_fraction": 0.0})
+        return self.model_copy(update={"student": None, "mode": "split", "traffic_fraction": 0.0})
 
     @property
     def num_cpus(self) -> int:
         """Logical CPUs that the application needs before it autoscales."""
         student = self.student_arm.min_replicas * self.student_arm.threads if self.student is not None else 0
-        return student + self.teacher_arm.min_replicas * self.teacher_arm.threads
+        return student + (0 if self.teacher_endpoint else self.teacher_arm.min_replicas * self.teacher_arm.threads)

@@ -28,7 +28,7 @@ class OneWorkerEngine(VLLMEngine):
         return super()._start_async_llm_engine(vllm_engine_args, vllm_engine_config, placement_group)
 
 
-async def start_server(name: str, model_path: str, config: ArmConfig) -> Any:
+async def start_server(name: str, model_path: str, config: ArmConfig, trace_endpoint: str | None) -> Any:
     """The running server of a model folder, its engine ready to answer."""
     llm_config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": model_path},
@@ -37,6 +37,7 @@ async def start_server(name: str, model_path: str, config: ArmConfig) -> Any:
             "max_num_seqs": config.max_num_seqs,
             "enforce_eager": True,  # compiling on the CPU costs more than it gives at this size
             "enable_prompt_tokens_details": True,  # how many tokens the prefix cache answered
+            **({"otlp_traces_endpoint": f"{trace_endpoint}/v1/traces"} if trace_endpoint else {}),
         },
         accelerator_config={"kind": "cpu"},
         experimental_configs={"stream_batching_interval_ms": 0},  # 50 by default: each token would wait that long

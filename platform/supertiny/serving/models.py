@@ -5,9 +5,13 @@ vLLM is imported in the engine's replica alone (13 s a process): what builds the
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
+import os
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -15,53 +19,91 @@ from ray import serve
 
 from supertiny.llm.base import Sampling
 from supertiny.records import Completion, Message, Tool, Usage
+from supertiny.serving.call import CallContext, in_time
 from supertiny.serving.config import ArmConfig
+from supertiny.serving.scripted import ScriptedServer
 from supertiny.serving.stream import Piece, Refused
 
 if TYPE_CHECKING:
     from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+log = logging.getLogger(__name__)
 
 _HEALTH_CHECK_SECONDS = 30
 """A loaded 2-core machine answers late; 10, Serve LLM's default, would kill a healthy engine there."""
 
 
 class EngineServer:
-    """One replica of a model: a `ray.serve.llm` server with its vLLM engine, taking and giving plain records."""
+    """One replica of a model: a `ray.serve.llm` server with its vLLM engine, taking and giving plain records.
 
-    async def __init__(self, name: str, model_path: str, config: ArmConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    A replica ends with its engine: left alive, it would fail fast, look idle, and draw all requests to itself.
+    """
+
+    async def __init__(self, name: str, model_path: str, config: ArmConfig, trace_endpoint: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
         from supertiny.serving.engine import start_server
 
-        self._server = await start_server(name, model_path, config)
+        self._server = await start_server(name, model_path, config, trace_endpoint)
 
-    async def complete(self, messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling) -> list[Completion] | Refused:
+    async def complete(
+        self, messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, logprobs: int, call: CallContext
+    ) -> list[Completion] | Refused:
         """`n` completions of a conversation, or why there are none: too long, or nothing the chat template can render."""
-        async for answer in await self._server.chat(_engine_request(messages, tools, n, sampling, stream=False)):
-            return _completions(answer)
+        request = _engine_request(messages, tools, n, sampling, logprobs=logprobs > 0, stream=False)
+        try:
+            async with asyncio.timeout(call.seconds):
+                async for answer in await self._server.chat(request, _trace(call)):
+                    return _completions(answer)
+        except Exception as error:
+            await self._end_with_the_engine(error)
+            raise
         raise RuntimeError("the engine gave no answer")
 
-    async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncIterator[Piece | Refused]:
+    async def stream(
+        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext
+    ) -> AsyncIterator[Piece | Refused]:
         """One completion as it is drawn, or why there is none."""
-        async for lines in await self._server.chat(_engine_request(messages, tools, 1, sampling, stream=True)):
-            for line in lines:
-                piece = _piece(line)
-                if piece is not None:
-                    yield piece
+        request = _engine_request(messages, tools, 1, sampling, logprobs=False, stream=True)
+        try:
+            async for lines in in_time(await self._server.chat(request, _trace(call)), call.seconds):
+                for piece in map(_piece, lines):
+                    if piece is not None:
+                        yield piece
+        except Exception as error:
+            await self._end_with_the_engine(error)
+            raise
+
+    async def chat(self, request: Any, raw_request: Any = None) -> Any:
+        """What `ray.serve.llm`'s own ingress asks of a server, so that it can be put over the same engine."""
+        return await self._server.chat(request, raw_request)
+
+    async def _end_with_the_engine(self, error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            return
+        try:
+            await self._server.check_health()
+        except Exception:
+            log.error("the engine is dead (%s); ending its replica", type(error).__name__)
+            os._exit(1)
 
     async def check_health(self) -> None:
         """Called by Serve; raises where the engine is dead, and the replica is replaced."""
         await self._server.check_health()
 
 
-def engine(name: str, model_path: str, config: ArmConfig, drain_seconds: float) -> Any:
-    """The deployment of one model's engine, `<name>-engine`, bound to its model."""
+def engine(name: str, model_path: Path | None, config: ArmConfig, drain_seconds: float, trace_endpoint: str | None) -> Any:
+    """The deployment of one model's engine, `<name>-engine`, bound to its model; or of the scripted engine in its place."""
     deploy: Any = serve.deployment
-    return deploy(
-        EngineServer,
+    deployed = deploy(
+        EngineServer if config.scripted is None else ScriptedServer,
         name=f"{name}-engine",
         autoscaling_config={
             "min_replicas": config.min_replicas,
             "max_replicas": config.max_replicas,
             "target_ongoing_requests": config.target_ongoing_requests,
+            "upscale_delay_s": config.upscale_seconds,
+            "downscale_delay_s": config.downscale_seconds,
+            "look_back_period_s": max(config.upscale_seconds, 1.0),
+            "metrics_interval_s": min(max(config.upscale_seconds / 2, 0.5), 10.0),  # shorter than the look-back, or Serve averages nothing
         },
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
@@ -71,7 +113,8 @@ def engine(name: str, model_path: str, config: ArmConfig, drain_seconds: float) 
         max_constructor_retry_count=2,  # each try takes most of a minute
         placement_group_bundles=[{"CPU": config.threads}],
         ray_actor_options={"num_cpus": config.threads, "runtime_env": {"env_vars": _environment(config)}},
-    ).bind(name, model_path, config)
+    )
+    return deployed.bind(config.scripted) if config.scripted is not None else deployed.bind(name, str(model_path), config, trace_endpoint)
 
 
 def _environment(config: ArmConfig) -> dict[str, str]:
@@ -85,11 +128,20 @@ def _environment(config: ArmConfig) -> dict[str, str]:
         "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the router's
     }
 
 
+def _trace(call: CallContext) -> Any:
+    if call.traceparent is None:
+        return None
+    from ray.llm._internal.serve.core.protocol import RawRequestInfo  # what `chat` takes, without a public home
+
+    return RawRequestInfo(headers={"traceparent": call.traceparent})
+
+
 def _engine_request(
-    messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, *, stream: bool
+    messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, *, logprobs: bool, stream: bool
 ) -> ChatCompletionRequest:
     """vLLM's request. `tool_choice` "none" shows the tools to the chat template but leaves the answer's text to us."""
     from ray.serve.llm.openai_api_models import ChatCompletionRequest
@@ -99,6 +151,7 @@ def _engine_request(
         "seed": sampling.seed,
         "stream_options": {"include_usage": True} if stream else None,
         "response_format": _response_format(sampling.json_schema),
+        "logprobs": True if logprobs else None,
     }
     return ChatCompletionRequest(
         messages=list(messages),
@@ -124,7 +177,12 @@ def _completions(answer: Any) -> list[Completion] | Refused:
     usage = _usage(answer.usage.model_dump())
     first = [usage] + [Usage(calls=0)] * (len(answer.choices) - 1)  # the counts are of all n together
     return [
-        Completion(text=choice.message.content or "", finish_reason=_reason(choice.finish_reason), usage=spent)
+        Completion(
+            text=choice.message.content or "",
+            finish_reason=_reason(choice.finish_reason),
+            usage=spent,
+            token_logprobs=[token.logprob for token in choice.logprobs.content or []] if choice.logprobs else None,
+        )
         for choice, spent in zip(answer.choices, first, strict=True)
     ]
 

@@ -1,12 +1,13 @@
-"""The body of `/v1/chat/completions`: the fields that are allowed, their caps, and why one was refused."""
+"""The bodies of `/v1/chat/completions` and `/v1/completions`: the fields that are allowed, their caps, and why one was refused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from supertiny.llm.base import Sampling
 from supertiny.records import Message, Record, Tool
@@ -67,23 +68,18 @@ class StreamOptions(Part):
     include_usage: bool = False
 
 
-class ChatRequest(Part):
-    """What a client may send. Sampling fields steer the student; the teacher pipeline samples as its task says."""
+class GenerationRequest(Part):
+    """What both endpoints take. Sampling fields steer the student; the teacher pipeline samples as its task says."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: list[str] = Field(default_factory=list, max_length=4)
     n: Literal[1] = 1
-    tools: list[Tool] = Field(default_factory=list, max_length=128)
-    tool_choice: Literal["auto"] = "auto"
-    parallel_tool_calls: Literal[True] = True
     user: str | None = Field(None, max_length=256)
 
     @field_validator("stop", mode="before")
@@ -98,17 +94,77 @@ class ChatRequest(Part):
             raise ValueError("each stop has 1 to 64 characters")
         return value
 
+    @property
+    def asked_tokens(self) -> int | None:
+        """Most tokens of the completion that the client wants; None where it does not say."""
+        return self.max_tokens
+
+    def plain_messages(self) -> list[Message]:
+        """The conversation as chat templates take it."""
+        raise NotImplementedError
+
+    def check(self, limits: LimitsConfig, tools: Sequence[Tool]) -> None:
+        """Raise ValueError where something is over its cap."""
+        if (self.asked_tokens or 0) > limits.completion_tokens:
+            raise ValueError(f"max_tokens: {self.asked_tokens}, at most {limits.completion_tokens}")
+
     def sampling(self, limits: LimitsConfig) -> Sampling:
         """How the student draws its completion."""
-        max_tokens = self.max_completion_tokens or self.max_tokens or limits.completion_tokens
+        max_tokens = self.asked_tokens or limits.completion_tokens
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=max_tokens, stop=tuple(self.stop), seed=self.seed)
+
+
+class ChatRequest(GenerationRequest):
+    """What a client may send to `/v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    tools: list[Tool] = Field(default_factory=list, max_length=128)
+    tool_choice: Literal["auto"] = "auto"
+    parallel_tool_calls: Literal[True] = True
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """The newer field goes before the older one."""
+        return self.max_completion_tokens or self.max_tokens
 
     def plain_messages(self) -> list[Message]:
         """The conversation as chat templates take it."""
         return [message.plain() for message in self.messages]
 
+    def check(self, limits: LimitsConfig, tools: Sequence[Tool]) -> None:
+        """Raise ValueError where something is over its cap, or a tool is not the task's."""
+        super().check(limits, tools)
+        if len(self.messages) > limits.messages:
+            raise ValueError(f"messages: {len(self.messages)}, at most {limits.messages}")
+        if self.tools and len(json.dumps(self.tools)) > limits.schema_bytes:
+            raise ValueError(f"tools: over {limits.schema_bytes} bytes")
+        _check_tools(self.tools, tools)
 
-def parse_request(body: bytes, limits: LimitsConfig, tools: Sequence[Tool]) -> ChatRequest:
+
+class TextRequest(GenerationRequest):
+    """What a client may send to `/v1/completions`: one prompt, which the models see as a user's message."""
+
+    prompt: str = Field(min_length=1)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt_may_be_a_list_of_one(cls, value: Any) -> Any:
+        if isinstance(value, list) and len(value) == 1:
+            return value[0]
+        if isinstance(value, list):
+            raise ValueError(f"{len(value)} prompts, expected 1")
+        return value
+
+    def plain_messages(self) -> list[Message]:
+        """The prompt as a conversation of one message."""
+        return [{"role": "user", "content": self.prompt}]
+
+
+Kind = TypeVar("Kind", bound=GenerationRequest)
+
+
+def parse_request(kind: type[Kind], body: bytes, limits: LimitsConfig, tools: Sequence[Tool]) -> Kind:
     """A checked request.
 
     Args:
@@ -118,15 +174,14 @@ def parse_request(body: bytes, limits: LimitsConfig, tools: Sequence[Tool]) -> C
         ValueError: not JSON, an unknown field, or a value that is wrong or over a cap; the message names the field.
     """
     try:
-        values = json.loads(body)
+        values = from_json(body, allow_inf_nan=False)  # unlike json.loads it refuses lone surrogates and NaN
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON") from None
     try:
-        request = ChatRequest.model_validate(values)
+        request = kind.model_validate(values)
     except ValidationError as error:
         raise ValueError("; ".join(_explain(detail) for detail in error.errors()[:4])) from None
-    _check_caps(request, limits)
-    _check_tools(request.tools, tools)
+    request.check(limits, tools)
     return request
 
 
@@ -136,14 +191,6 @@ def _explain(detail: Any) -> str:
         return f"{where}: no such field here"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
-
-
-def _check_caps(request: ChatRequest, limits: LimitsConfig) -> None:
-    if len(request.messages) > limits.messages:
-        raise ValueError(f"messages: {len(request.messages)}, at most {limits.messages}")
-    asked = max(request.max_tokens or 0, request.max_completion_tokens or 0)
-    if asked > limits.completion_tokens:
-        raise ValueError(f"max_tokens: {asked}, at most {limits.completion_tokens}")
 
 
 def _check_tools(given: Sequence[Tool], known: Sequence[Tool]) -> None:

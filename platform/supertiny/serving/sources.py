@@ -20,14 +20,16 @@ def control_alone_unless_promoted(config: ServeConfig) -> ServeConfig:
 
 
 def model_paths(config: ServeConfig) -> dict[str, Path]:
-    """Folder of each model to serve, every file checked against its manifest.
+    """Folder of each model to serve, every file checked against its manifest; none for a scripted engine, or a teacher behind an endpoint.
 
     Raises:
         MissingInput: nothing was promoted under the student's alias, or a model is not there.
         CorruptArtifact: a model is not what its manifest, or its promotion, says.
     """
-    paths = {"teacher": open_artifact(config.teacher, config.run_root, "model").path}
-    if config.student is not None:
+    paths = {}
+    if config.teacher_endpoint is None and config.teacher_arm.scripted is None:
+        paths["teacher"] = open_artifact(config.teacher, config.run_root, "model").path
+    if config.student is not None and config.student_arm.scripted is None:
         promoted = "@" in config.student
         student = read_alias(config.student, config.run_root) if promoted else open_artifact(config.student, config.run_root, "model")
         paths["student"] = student.path

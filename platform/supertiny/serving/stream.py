@@ -28,6 +28,11 @@ class Piece(Record):
     usage: Usage | None = None
 
 
+def whole_piece(completion: Completion) -> Piece:
+    """A whole answer as the only piece of a stream."""
+    return Piece(text=completion.text, finish_reason=completion.finish_reason, usage=completion.usage)
+
+
 class Refused(Record):
     """Why the engine cannot take a prompt. Between processes it is data: an error would drag its traceback along."""
 
@@ -93,24 +98,24 @@ def completion_body(arm: str, completion: Completion) -> JsonObject:
     if writer.num_calls:
         message["tool_calls"] = [{key: call[key] for key in ("id", "type", "function")} for d in deltas for call in d.get("tool_calls", ())]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish_reason(completion.finish_reason, writer)}
-    return {**_head("chat.completion", arm), "choices": [choice], "usage": usage_body(completion.usage)}
+    return {**head_of("chat.completion", "chatcmpl", arm), "choices": [choice], "usage": usage_body(completion.usage)}
 
 
 async def events(arm: str, pieces: AsyncIterator[Piece], include_usage: bool) -> AsyncIterator[str]:
     """The server-sent events of an answer, `[DONE]` included."""
-    head = _head("chat.completion.chunk", arm) | ({"usage": None} if include_usage else {})
+    head = head_of("chat.completion.chunk", "chatcmpl", arm) | ({"usage": None} if include_usage else {})
     writer, reason, usage = DeltaWriter(), "stop", Usage()
-    yield _event(head | {"choices": [_choice({"role": "assistant", "content": ""})]})
+    yield event(head | {"choices": [_choice({"role": "assistant", "content": ""})]})
     async for piece in pieces:
         for delta in writer.feed(piece.text):
-            yield _event(head | {"choices": [_choice(delta)]})
+            yield event(head | {"choices": [_choice(delta)]})
         reason = piece.finish_reason or reason
         usage = piece.usage or usage
     for delta in writer.finish():
-        yield _event(head | {"choices": [_choice(delta)]})
-    yield _event(head | {"choices": [_choice({}, _finish_reason(reason, writer))]})
+        yield event(head | {"choices": [_choice(delta)]})
+    yield event(head | {"choices": [_choice({}, _finish_reason(reason, writer))]})
     if include_usage:
-        yield _event(head | {"choices": [], "usage": usage_body(usage)})
+        yield event(head | {"choices": [], "usage": usage_body(usage)})
     yield "data: [DONE]\n\n"
 
 
@@ -145,9 +150,11 @@ def _choice(delta: JsonObject, reason: str | None = None) -> JsonObject:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-def _event(body: JsonObject) -> str:
+def event(body: JsonObject) -> str:
+    """One server-sent event."""
     return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _head(kind: str, arm: str) -> JsonObject:
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": arm}
+def head_of(kind: str, prefix: str, arm: str) -> JsonObject:
+    """What every object of an answer starts with."""
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": arm}

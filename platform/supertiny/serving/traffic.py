@@ -20,7 +20,7 @@ import httpx
 from supertiny.cost import MachinePrice, usd_per_thousand
 from supertiny.errors import MissingInput
 from supertiny.records import Prompt, Record
-from supertiny.serving.router import ARM_HEADER, SESSION_HEADER
+from supertiny.serving.headers import ARM_HEADER, SESSION_HEADER
 from supertiny.serving.stream import JsonObject, answer_text
 from supertiny.tasks.base import Task
 

@@ -1,0 +1,347 @@
+"""The router against Serve LLM's own ingress over the same engine: latency added, throughput kept.
+
+    python benchmarks/router.py                        # both parts, on two cores some five minutes
+    python benchmarks/router.py --part scripted        # without vLLM: one minute
+
+  ours     `supertiny.serving`: API key, validation, assignment of a session by the split (`auto`, all of it the student's), metrics
+  theirs   `ray.serve.llm`'s OpenAiIngress, tuned: streamed tokens are not held back, no access log, as many replicas as ours
+  vllm     `vllm serve` by itself, an engine of its own with the same settings; with `--vllm`, for the table alone
+
+**Engine.** The embedded base model, 8 tokens a completion, greedy; ours and theirs go to one replica of one deployment. Closed loops
+of 1, 8 and 32 clients, and streams of one client. **Scripted.** An engine that sleeps 20 ms, at 200 requests a second, come what may;
+beside one as slow for theirs.
+
+Ours and theirs take turns, `--rounds` times each; medians of the rounds are compared. The last line is one JSON object:
+
+  added_p50_ms, added_p99_ms       ours minus theirs, engine, 8 clients
+  throughput_vs_tuned_ingress      ours over theirs, requests a second, engine, 32 clients
+  added_ttft_ms                    ours minus theirs, median time to the first event, engine, 1 client. Both send it with the engine's
+                                   first token; what comes after, ours holds back while it may be the start of a call
+  scripted_…                       the same of the scripted engines at 200 requests a second; `answered` are those that were
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from supertiny.artifacts import alias_path, open_artifact, write_atomically
+from supertiny.llm.config import ScriptedConfig
+from supertiny.serving.config import ArmConfig, ServeConfig
+from supertiny.serving.keys import hash_of
+from supertiny.serving.traffic import nearest_rank
+
+MODEL = "package://supertiny.tasks.assistant/models/base"
+MESSAGES = [{"role": "user", "content": "turn on the light in the kitchen please"}]
+TOKENS, SCRIPTED_SECONDS, RATE = 8, 0.02, 200.0
+KEYS_VARIABLE, KEY = "SUPERTINY_BENCHMARK_KEYS", f"st-{secrets.token_urlsafe(32)}"
+INGRESS_REPLICAS = 1
+"""Of each system: more of them only share the same two cores."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request: whether it was answered, how long it took, and when its first event came."""
+
+    ok: bool
+    seconds: float
+    first_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Round:
+    """Requests of one system, and how long they took together."""
+
+    sent: list[Sent]
+    seconds: float
+
+    def ms(self, fraction: float) -> float:
+        """A quantile of the answered ones' latency."""
+        return 1000 * nearest_rank(sorted(each.seconds for each in self.sent if each.ok), fraction)
+
+    @property
+    def first_ms(self) -> float:
+        """Median time to the first event."""
+        return 1000 * statistics.median(each.first_seconds for each in self.sent if each.first_seconds is not None)
+
+    @property
+    def per_second(self) -> float:
+        """Answered requests."""
+        return sum(each.ok for each in self.sent) / self.seconds
+
+
+@dataclass(frozen=True)
+class System:
+    """Where a system answers, and as what."""
+
+    url: str
+    model: str
+    headers: dict[str, str]
+
+
+def main() -> int:
+    """Measure, print the table, and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["engine", "scripted", "all"], default="all")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each system")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one turn")
+    parser.add_argument("--vllm", action="store_true", help="measure `vllm serve` too; two minutes more")
+    flags = parser.parse_args()
+    numbers: dict[str, float] = {}
+    with local_ray():
+        if flags.part != "engine":
+            numbers |= scripted_part(flags.rounds, flags.seconds)
+        if flags.part != "scripted":
+            numbers |= engine_part(flags.rounds, flags.seconds, flags.vllm)
+    print(json.dumps({name: round(value, 3) for name, value in numbers.items()}))
+    return 0
+
+
+def engine_part(rounds: int, seconds: float, with_vllm: bool) -> dict[str, float]:
+    """Ours and theirs over one vLLM engine."""
+    with systems(ArmConfig(max_model_len=256), "student-engine") as (ours, theirs):
+        by_clients = {clients: turns(ours, theirs, rounds, lambda system, n=clients: closed(system, n, seconds)) for clients in (1, 8, 32)}
+        streams = turns(ours, theirs, rounds, lambda system: closed(system, 1, seconds, stream=True))
+    if with_vllm:
+        with bare_vllm() as bare:
+            for clients in by_clients:
+                report("vllm", clients, [closed(bare, clients, seconds) for _ in range(rounds)])
+    for clients, (mine, other) in by_clients.items():
+        report("ours", clients, mine)
+        report("theirs", clients, other)
+    (mine, other), (many, others) = by_clients[8], by_clients[32]
+    return {
+        "added_p50_ms": difference(mine, other, lambda turn: turn.ms(0.5)),
+        "added_p99_ms": difference(mine, other, lambda turn: turn.ms(0.99)),
+        "throughput_vs_tuned_ingress": middle(many, lambda turn: turn.per_second) / middle(others, lambda turn: turn.per_second),
+        "added_ttft_ms": difference(*streams, lambda turn: turn.first_ms),
+    }
+
+
+def scripted_part(rounds: int, seconds: float) -> dict[str, float]:
+    """Ours and theirs at a fixed rate, over engines that only sleep."""
+    scripted = ScriptedConfig(answer="done", delay_seconds=SCRIPTED_SECONDS)
+    with systems(ArmConfig(scripted=scripted, max_ongoing_requests=256), None) as (ours, theirs):
+        mine, other = turns(ours, theirs, rounds, lambda system: open_loop(system, RATE, seconds))
+    report("ours", RATE, mine)
+    report("theirs", RATE, other)
+    return {
+        "scripted_added_p50_ms": difference(mine, other, lambda turn: turn.ms(0.5)),
+        "scripted_added_p99_ms": difference(mine, other, lambda turn: turn.ms(0.99)),
+        "scripted_answered": middle(mine, lambda turn: sum(each.ok for each in turn.sent) / len(turn.sent)),
+        "scripted_answered_by_theirs": middle(other, lambda turn: sum(each.ok for each in turn.sent) / len(turn.sent)),
+    }
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """A Ray for this benchmark, with the routers' keys in its environment."""
+    os.environ[KEYS_VARIABLE] = f'[benchmark]\nsha256 = "{hash_of(KEY)}"\nrequests_per_minute = 1000000\nconcurrency = 1000\n'
+    os.environ |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Ray turns logging on, and a line a request costs milliseconds
+    import ray  # reads the token's settings
+
+    with tempfile.TemporaryDirectory(prefix="supertiny-") as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        ray.init("local", num_cpus=8, include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@contextmanager
+def systems(arm: ArmConfig, shared_engine: str | None) -> Iterator[tuple[System, System]]:
+    """Both applications behind one proxy; theirs over our engine's deployment where it is named, else over a scripted one."""
+    from ray import serve
+
+    from supertiny.serving.run import served
+
+    with tempfile.TemporaryDirectory() as root:
+        promote(root)
+        config = ServeConfig(
+            run_root=root,
+            traffic_fraction=1.0,
+            student_arm=arm,
+            teacher_arm=ArmConfig(scripted=ScriptedConfig()),
+            router_replicas=INGRESS_REPLICAS,
+            api_keys=f"env:{KEYS_VARIABLE}",
+        )
+        port = 8199
+        with served(config, port=port) as url:
+            serve.run(their_ingress(shared_engine), name="theirs", route_prefix="/theirs", logging_config={"enable_access_log": False})
+            ours = System(url, "auto", {"authorization": f"Bearer {KEY}", "x-session-id": "benchmark"})
+            yield ours, System(f"{url}/theirs", "student", {})
+
+
+def promote(root: str) -> None:
+    """Make the base model the promoted student of a run."""
+    write_atomically(alias_path("student@production", root), open_artifact(MODEL, root, "model").as_parent().model_dump_json())
+
+
+def their_ingress(shared_engine: str | None) -> Any:
+    """Serve LLM's ingress, over a deployment of our application or a scripted one of its own."""
+    from ray import serve
+    from ray.llm._internal.serve.core.configs.openai_api_models import ModelCard  # without a public home
+    from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
+
+    from supertiny.serving.run import APPLICATION
+
+    class Ingress(OpenAiIngress):  # type: ignore[misc]
+        def __init__(self, cards: dict[str, ModelCard], scripted: Any) -> None:
+            super().__init__({"student": scripted or serve.get_deployment_handle(shared_engine, APPLICATION)}, cards)
+
+    card = ModelCard(id="student", object="model", owned_by="benchmark", permission=[], metadata={})
+    deployment: Any = serve.deployment(
+        make_fastapi_ingress(Ingress),
+        name="ingress",
+        num_replicas=INGRESS_REPLICAS,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return deployment.bind({"student": card}, None if shared_engine else scripted_for_theirs())
+
+
+def scripted_for_theirs() -> Any:
+    """A deployment with the face of `ray.serve.llm`'s server, as slow as our scripted engine."""
+    from ray import serve
+    from ray.serve.llm.openai_api_models import ChatCompletionRequest, ChatCompletionResponse
+
+    class Scripted:
+        async def chat(self, request: ChatCompletionRequest, raw_request: Any = None) -> Any:
+            await asyncio.sleep(SCRIPTED_SECONDS)
+            choice = {"index": 0, "message": {"role": "assistant", "content": "done"}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            yield ChatCompletionResponse(model="student", choices=[choice], usage=usage)
+
+    deploy: Any = serve.deployment
+    return deploy(Scripted, name="scripted", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}).bind()
+
+
+@contextmanager
+def bare_vllm() -> Iterator[System]:
+    """`vllm serve` with the engine's settings."""
+    port = 8198
+    path = open_artifact(MODEL, ".", "model").path
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path), "--served-model-name", "student", "--port", str(port)]
+    settings = ["--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager", "--host", "127.0.0.1", "--disable-uvicorn-access-log"]
+    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    process = subprocess.Popen([*command, *settings], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        system = System(f"http://127.0.0.1:{port}", "student", {})
+        for _ in range(300):
+            try:
+                if httpx.get(f"{system.url}/health", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(1)
+        yield system
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def turns(ours: System, theirs: System, rounds: int, measure: Callable[[System], Round]) -> tuple[list[Round], list[Round]]:
+    """Rounds of both, one after the other, the first of each pair in turn; one of each before is not counted."""
+    measure(ours), measure(theirs)
+    mine, other = [], []
+    for index in range(rounds):
+        for which in (0, 1) if index % 2 == 0 else (1, 0):
+            (other if which else mine).append(measure(theirs if which else ours))
+    return mine, other
+
+
+def closed(system: System, clients: int, seconds: float, *, stream: bool = False) -> Round:
+    """So many clients, each with one request after the other."""
+
+    async def run() -> Round:
+        sent: list[Sent] = []
+        async with client_of(system, clients) as client:
+            started = time.monotonic()
+
+            async def work() -> None:
+                while time.monotonic() - started < seconds:
+                    sent.append(await ask(client, system, stream=stream))
+
+            await asyncio.gather(*(work() for _ in range(clients)))
+            return Round(sent, time.monotonic() - started)
+
+    return asyncio.run(run())
+
+
+def open_loop(system: System, per_second: float, seconds: float) -> Round:
+    """Requests at a rate, whether or not the earlier ones were answered."""
+
+    async def run() -> Round:
+        async with client_of(system, 256) as client, asyncio.TaskGroup() as group:
+            started, tasks = time.monotonic(), []
+            for index in range(int(per_second * seconds)):
+                await asyncio.sleep(max(started + index / per_second - time.monotonic(), 0))
+                tasks.append(group.create_task(ask(client, system, stream=False)))
+            sent = [await task for task in tasks]
+            return Round(sent, time.monotonic() - started)
+
+    return asyncio.run(run())
+
+
+def client_of(system: System, connections: int) -> httpx.AsyncClient:
+    """An HTTP client with connections that stay open."""
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    return httpx.AsyncClient(base_url=system.url, headers=system.headers, timeout=60, limits=limits, trust_env=False)
+
+
+async def ask(client: httpx.AsyncClient, system: System, *, stream: bool) -> Sent:
+    """One request."""
+    body = {"model": system.model, "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
+    started, first, ok = time.monotonic(), None, False
+    try:
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for text in answer.aiter_text():
+                if first is None and stream and text.startswith("data:"):
+                    first = time.monotonic() - started
+            ok = answer.status_code == 200
+    except httpx.HTTPError:
+        pass  # counted: it was not answered
+    return Sent(ok, time.monotonic() - started, first)
+
+
+def middle(rounds: Sequence[Round], value: Callable[[Round], float]) -> float:
+    """The median of a number over rounds."""
+    return statistics.median(value(each) for each in rounds)
+
+
+def difference(ours: Sequence[Round], theirs: Sequence[Round], value: Callable[[Round], float]) -> float:
+    """Ours minus theirs."""
+    return middle(ours, value) - middle(theirs, value)
+
+
+def report(name: str, clients: float, rounds: Sequence[Round]) -> None:
+    """One line of the table."""
+    p50, p99, rate = (
+        middle(rounds, lambda turn: turn.ms(0.5)),
+        middle(rounds, lambda turn: turn.ms(0.99)),
+        middle(rounds, lambda turn: turn.per_second),
+    )
+    print(f"{name:>8} {clients:>6g}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  {rate:6.1f} requests/s", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,12 @@
+"""Headers of the served endpoint that are not OpenAI's."""
+
+SESSION_HEADER = "x-session-id"
+"""A request's: what it sticks to an arm by."""
+ARM_HEADER = "x-supertiny-arm"
+"""An answer's: `student` or `teacher`."""
+ASSIGNMENT_HEADER = "x-supertiny-assignment"
+"""An answer's: `requested`, or the mode that chose for `auto`."""
+CONFIDENCE_HEADER = "x-supertiny-confidence"
+"""An answer's in a cascade: the student's confidence."""
+NO_DISCONNECT_HEADER = "x-request-disconnect-disabled"
+"""Ray Serve's: with it a client could leave and have its request worked on all the same."""

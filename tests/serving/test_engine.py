@@ -1,0 +1,92 @@
+"""One real engine under a student: its modes, its traces, its death."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+from tests.serving.load import kill, replica_pids, wait_for
+from tests.trace_collector import Collector, running_collector
+
+from supertiny.llm.config import ScriptedConfig
+from supertiny.serving.calibrate import Scored, calibrate, held_out
+from supertiny.serving.config import ArmConfig, ServeConfig
+from supertiny.serving.run import served
+from supertiny.tasks.base import load_task
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+LIGHT = [{"role": "user", "content": "turn on the kitchen light"}]
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """Where spans go."""
+    with running_collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(local_ray: None, serve_config: ServeConfig, collector: Collector) -> Iterator[str]:
+    """A cascade of the real student and a scripted teacher."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    teacher = ArmConfig(scripted=ScriptedConfig(answer="Ask someone else."))
+    settings = {"mode": "cascade", "teacher_arm": teacher, "trace_endpoint": collector.url}
+    with served(serve_config.model_copy(update=settings), port=port) as address:
+        yield address
+
+
+def ask(url: str, **fields: object) -> httpx.Response:
+    """The answer to one request to `auto`."""
+    headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    return httpx.post(f"{url}/v1/chat/completions", json={"model": "auto", "messages": LIGHT, **fields}, headers=headers, timeout=90)
+
+
+def test_the_students_confidence_is_a_probability_and_the_same_each_time(url: str) -> None:
+    answers = [ask(url) for _ in range(2)]
+    confidences = {answer.headers["x-supertiny-confidence"] for answer in answers}
+    assert len(confidences) == 1
+    assert 0 < float(confidences.pop()) <= 1
+
+
+def test_a_threshold_is_found_on_heldout_prompts(url: str, serve_config: ServeConfig) -> None:
+    task = load_task(serve_config.task)
+
+    async def answers() -> list[Scored]:
+        async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
+            return await held_out(client, task.prompts("heldout")[:60], task)
+
+    scored = asyncio.run(answers())
+    found = calibrate(scored, max_error_fraction=0.5)
+    print(f"cascade: {len(scored)} of 60 valid, {sum(each.correct for each in scored)} right; {found}")
+    assert 0 < found.kept_fraction <= 1
+    assert 0 < found.threshold < 1
+
+
+def test_a_trace_goes_through_the_router_into_vllm(url: str, collector: Collector) -> None:
+    ask(url)
+    spans = lambda: [body for body in collector.bodies if bytes.fromhex(TRACE) in body]  # noqa: E731
+    wait_for("spans of both", lambda: any(b"llm_request" in body for body in spans()) and any(b"generate auto" in body for body in spans()))
+
+
+def test_a_replica_ends_with_its_engine_and_its_successor_answers(url: str) -> None:
+    (replica,) = replica_pids("student-engine")
+    engines = [each for each in psutil.Process(replica).children(recursive=True) if "EngineCore" in " ".join(each.cmdline())]
+    kill(engines[0].pid)
+    statuses = []
+    ended = time.monotonic() + 200
+    while time.monotonic() < ended:
+        statuses.append(ask(url, model="student").status_code)
+        if statuses[-1] == 200 and replica_pids("student-engine") != [replica]:
+            break
+        time.sleep(0.5)
+    print(f"engine killed: {statuses}")
+    assert statuses[-1] == 200
+    assert replica not in replica_pids("student-engine")
