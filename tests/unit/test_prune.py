@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import divergence, weight_bytes
 from supertiny.compress.prune import block_influence, channel_importance, kept_channels, kept_layers, prune, write_pruned
-from supertiny.compress.shapes import read_shape, solve
+from supertiny.compress.shapes import read_shape
+from supertiny.compress.solver import solve, target_of
 from supertiny.errors import ConfigError
 
 BATCHES = [[[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]], [[11, 12, 13]]]
@@ -29,7 +30,9 @@ def silence_layer(model: Qwen2ForCausalLM, layer: int) -> None:
 
 def pruned(model: Qwen2ForCausalLM, folder: Path, axis: str, fraction: float) -> dict:
     model.save_pretrained(folder / "before")
-    smaller = solve(read_shape(model.config.to_dict()), axis, fraction, 0.5)
+    shape = read_shape(model.config.to_dict())
+    config = PruneConfig(axis=axis, target_parameters_fraction=fraction, tolerance_fraction=0.5)
+    smaller = solve(shape, axis, target_of(config, shape))
     return write_pruned(folder / "before", folder / "after", smaller, BATCHES)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from supertiny.config import StageConfig
 
-Axis = Literal["width", "depth"]
-Format = Literal["awq_w4a16", "w8a8"]
+Axis = Literal["vocab", "width", "depth", "vocab+width", "vocab+depth", "depth+width", "vocab+depth+width"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
+TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes")
 
 AWQ_DEFAULTS = {"group_size": 128, "num_scales": 20}
 """What AWQ uses where the config leaves it out; the values of its authors (arXiv 2306.00978)."""
+
+
+DEPTH_DEFAULTS = {"layers": "chosen", "influence": "similarity"}
+"""How layers are chosen where the config leaves it out."""
 
 
 class CompressConfig(StageConfig):
@@ -37,11 +43,54 @@ class PruneConfig(CompressConfig):
     student: str = "rl"
     """Model artifact to prune."""
     axis: Axis = "width"
-    """`width`: feed-forward channels, the same number in every layer (keeps quality better). `depth`: layers (faster)."""
-    target_parameters_fraction: float = Field(0.8, gt=0, lt=1)
-    """Parameters to keep at most, of the student's; the largest kernel-friendly shape under it is taken."""
+    """`width`: feed-forward channels, the same number in every layer (keeps quality better). `depth`: layers (faster). `vocab`: tokens that
+    neither the rollouts use nor the tokenizer needs. Joined by `+`, they share the cut evenly."""
+    target_parameters_fraction: float | None = Field(None, gt=0, lt=1)
+    """Parameters to keep at most, of the student's; the largest kernel-friendly shape under it is taken. 0.8 where no target is set."""
+    target_parameters: int | None = Field(None, ge=1)
+    """The same as a number of parameters."""
+    target_bytes: int | None = Field(None, ge=1)
+    """The same as bytes of all weights in bfloat16."""
     tolerance_fraction: float = Field(0.1, gt=0, lt=1)
-    """How far below the target that shape may be, of the student's parameters; a coarser step is an error."""
+    """How far below the target that shape may be, of the student's parameters or bytes; a coarser step is an error."""
+    vocab_size: int | None = Field(None, ge=1)
+    """Take this vocabulary, and let the other axes meet the target; a multiple of 128. None leaves it to the solver, as the next two."""
+    num_hidden_layers: int | None = Field(None, ge=1)
+    """Take this many layers."""
+    intermediate_size: int | None = Field(None, ge=1)
+    """Take this feed-forward width, a multiple of 128."""
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    """Engine workers that every layer of the result can be split over evenly."""
+    layers: Literal["chosen", "contiguous"] | None = None
+    """Depth only: remove the layers of least influence wherever they are (`chosen`, where left out), or the run of neighbours that together
+    changes the hidden state least."""
+    influence: Literal["similarity", "loss"] | None = None
+    """Depth and `chosen` only: a layer's influence is how much it turns the hidden state (`similarity`, where left out), or how much the
+    loss on the calibration rows rises without it (a pass over the rows a layer)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target(cls, values: Any) -> Any:
+        """One target, shown in the resolved config, and no setting of an axis that is not cut."""
+        if not isinstance(values, Mapping):
+            return values
+        given = [name for name in TARGETS if values.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are both set; one target decides")
+        axes = str(values.get("axis", "width")).split("+")
+        depth = [name for name in DEPTH_DEFAULTS if values.get(name) is not None]
+        sizes = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
+        without_effect = [size for axis, size in sizes.items() if axis not in axes and values.get(size) is not None]
+        without_effect += depth if "depth" not in axes else []
+        if without_effect:
+            raise ValueError(f"{', '.join(without_effect)}: without effect on axis {'+'.join(axes)}")
+        filled = DEPTH_DEFAULTS if "depth" in axes else {}
+        if values.get("layers") == "contiguous":
+            if values.get("influence") is not None:
+                raise ValueError("influence: without effect on contiguous layers, which are found by similarity")
+            filled = {}
+        start = filled | ({} if given else {"target_parameters_fraction": 0.8})
+        return {**start, **{name: value for name, value in values.items() if value is not None or name not in start}}
 
 
 class QuantizeConfig(CompressConfig):

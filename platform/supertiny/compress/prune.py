@@ -16,7 +16,8 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
-from supertiny.compress.shapes import Shape, read_shape, shrink_config, solve
+from supertiny.compress.shapes import Shape, read_shape, shrink_config
+from supertiny.compress.solver import limits_of, solve, target_of
 from supertiny.rollout_table import read_rollouts
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def prune(config: PruneConfig) -> Artifact:
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
     shape = read_shape(json.loads((student.path / "config.json").read_text()))
-    smaller = solve(shape, config.axis, config.target_parameters_fraction, config.tolerance_fraction)
+    smaller = solve(shape, config.axis, target_of(config, shape), limits_of(config))
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
