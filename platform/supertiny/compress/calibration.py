@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from supertiny.errors import MissingInput
+from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Rollout
 
@@ -25,6 +25,7 @@ def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int,
 
     Raises:
         MissingInput: there is no rollout at all.
+        CorruptArtifact: a drawn rollout's token ids are not its text under this tokenizer.
     """
     first_of_prompt: dict[str, Rollout] = {}
     for rollout in rollouts:
@@ -49,4 +50,10 @@ def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_
 
 def _token_ids(tokenizer: Any, rollout: Rollout) -> list[int]:
     prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
-    return [*prompt, *completion_token_ids(tokenizer, rollout.completion.text)]
+    completion, given = completion_token_ids(tokenizer, rollout.completion.text), rollout.completion.token_ids
+    if given and given != completion and tokenizer.decode(given[:-1]) != rollout.completion.text:
+        raise CorruptArtifact(
+            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; calibrate with "
+            "rollouts in its own tokens (a student with a cut vocabulary has its own, `<name>-rollouts`)"
+        )
+    return [*prompt, *completion]
