@@ -26,6 +26,12 @@ def test_a_setting_of_awq_is_refused_on_w8a8(setting: str):
         load(QuantizeConfig, DEMO / "w8a8.toml", [setting])
 
 
+def test_groups_are_a_setting_of_gptq_and_scales_are_not():
+    assert validate(QuantizeConfig, {"format": "gptq_w4a16"}, "test").group_size == 128
+    with pytest.raises(ConfigError, match="num_scales: without effect on gptq_w4a16; only awq_w4a16 has it"):
+        validate(QuantizeConfig, {"format": "gptq_w4a16", "num_scales": 5}, "test")
+
+
 def test_a_setting_of_awq_is_taken_on_awq():
     assert load(QuantizeConfig, DEMO / "awq.toml", ["group_size=64"]).group_size == 64
 

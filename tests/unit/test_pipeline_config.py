@@ -61,3 +61,9 @@ def test_a_taken_port_and_a_misspelt_key_end_with_2_before_ray_starts(command: s
             assert ran.returncode == 2
             assert said in ran.stderr
             assert "local Ray" not in ran.stderr
+
+
+def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() -> None:
+    config = load(PipelineConfig, DEMO, ["prune.axis=vocab+depth"])
+    assert {section.rollouts for section in (config.heal, config.awq, config.w8a8)} == {"prune-rollouts"}
+    assert config.prune.rollouts == load(PipelineConfig, DEMO).heal.rollouts == "rollouts"

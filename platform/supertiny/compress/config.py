@@ -14,10 +14,13 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
 TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes")
 
-AWQ_DEFAULTS = {"group_size": 128, "num_scales": 20}
-"""What AWQ uses where the config leaves it out; the values of its authors (arXiv 2306.00978)."""
-
-
+FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
+    "awq_w4a16": {"group_size": 128, "num_scales": 20},
+    "gptq_w4a16": {"group_size": 128},
+}
+"""What a format uses where the config leaves it out; the values of its authors (AWQ: arXiv 2306.00978, GPTQ: 2210.17323)."""
+GPU_FORMATS: tuple[Format, ...] = ("fp8_dynamic",)
+"""Formats that no kernel on a CPU runs."""
 DEPTH_DEFAULTS = {"layers": "chosen", "influence": "similarity"}
 """How layers are chosen where the config leaves it out."""
 
@@ -101,23 +104,24 @@ class QuantizeConfig(CompressConfig):
     student: str = "heal"
     """Model artifact to quantize."""
     format: Format = "awq_w4a16"
-    """`awq_w4a16`: 4-bit weights in groups, asymmetric, scaled by AWQ. `w8a8`: 8-bit weights by output channel (GPTQ) and 8-bit
-    activations by token, scaled as they come."""
+    """`awq_w4a16`: 4-bit weights in groups, asymmetric, scaled by AWQ. `gptq_w4a16`: 4-bit weights in groups, symmetric, rounded by GPTQ.
+    `w8a8`: 8-bit weights by output channel (GPTQ) and 8-bit activations by token, scaled as they come. `fp8_dynamic`: both as 8-bit floats,
+    for GPUs only."""
     group_size: Literal[32, 64, 128] | None = None
-    """AWQ only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
+    """4-bit formats only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
     num_scales: int | None = Field(None, ge=1, le=100)
     """AWQ only: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_awq(cls, values: Any) -> Any:
-        """Show AWQ's defaults in the resolved config, and refuse its settings where they would do nothing."""
+    def _fill_defaults(cls, values: Any) -> Any:
+        """Show a format's defaults in the resolved config, and refuse settings where they would do nothing."""
         if not isinstance(values, Mapping):
             return values
-        if values.get("format", "awq_w4a16") == "awq_w4a16":
-            given = {key: value for key, value in values.items() if value is not None or key not in AWQ_DEFAULTS}
-            return {**AWQ_DEFAULTS, **given}
-        without_effect = [key for key in AWQ_DEFAULTS if values.get(key) is not None]
+        form = values.get("format", "awq_w4a16")
+        defaults = FORMAT_DEFAULTS.get(form, {})
+        without_effect = [key for key in FORMAT_DEFAULTS["awq_w4a16"] if key not in defaults and values.get(key) is not None]
         if without_effect:
-            raise ValueError(f"{', '.join(without_effect)}: without effect on {values['format']}; only awq_w4a16 has it")
-        return values
+            having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]
+            raise ValueError(f"{', '.join(without_effect)}: without effect on {form}; only {' and '.join(having)} has it")
+        return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}

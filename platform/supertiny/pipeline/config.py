@@ -119,10 +119,13 @@ class PipelineConfig(JobConfig):
     def _students(cls, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         """What every stage of the curriculum starts from, and the cut behind it."""
         student = values.get("base", cls.model_fields["base"].default)
-        inputs = {}
+        inputs: dict[str, dict[str, str]] = {}
         for section in values.get("curriculum", cls.model_fields["curriculum"].default):
             inputs[section] = {"student": student}
             student = section
+        cut = values.get("prune", {})
+        if isinstance(cut, Mapping) and "vocab" in str(cut.get("axis", "")).split("+"):  # what follows knows the new token ids alone
+            inputs |= {section: {"rollouts": "prune-rollouts"} for section in ("heal", "awq", "w8a8")}
         return {**inputs, "prune": {"student": student}}
 
     @field_validator("curriculum")
