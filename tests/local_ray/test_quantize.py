@@ -1,21 +1,21 @@
 """Every format that runs on a CPU through the stage itself, then through vLLM: about 30 s, of which imports are 20."""
 
-import asyncio
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from compress_run import SENTENCES, make_run, tiny_student
+from compress_run import make_run, some_rollouts, tiny_student
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import Artifact, open_artifact
-from supertiny.compress.config import QuantizeConfig
+from supertiny.compress.config import ParityConfig, QuantizeConfig
 from supertiny.compress.export import weight_bytes
 from supertiny.compress.shapes import read_shape
 from supertiny.errors import ConfigError
+from supertiny.llm.config import EngineConfig
 
+ENGINE = EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1)
 pytestmark = pytest.mark.slow
 
 FORMATS = {"awq": "awq_w4a16", "gptq": "gptq_w4a16", "w8a8": "w8a8"}
@@ -86,25 +86,21 @@ def test_a_quantized_student_is_not_quantized_again(run_root: Path):
     assert not (run_root / "twice").exists()
 
 
-def test_vllm_says_what_hugging_face_says(quantized: Artifact):
-    from supertiny.llm.chat import completion_token_ids, prompt_token_ids
-    from supertiny.llm.config import EngineConfig
-    from supertiny.llm.vllm import VllmLlm
+def test_vllm_serves_the_model_that_hugging_face_loads(quantized: Artifact, run_root: Path):
+    from supertiny.compress.parity import prove
 
-    conversations = [[{"role": "user", "content": sentence}] for sentence in SENTENCES]
-    llm = VllmLlm(quantized.path, EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1))
-    try:
-        scores = [asyncio.run(llm.score(messages, "play some jazz in the hall", logprobs=1)) for messages in conversations]
-    finally:
-        llm.close()
-    tokenizer, model = AutoTokenizer.from_pretrained(quantized.path), AutoModelForCausalLM.from_pretrained(quantized.path)
-    differences, same = [], []
-    for messages, score in zip(conversations, scores, strict=True):
-        prompt = prompt_token_ids(tokenizer, messages, [])
-        answer = completion_token_ids(tokenizer, score.text)
-        logprobs = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        theirs = torch.tensor([ids[0] for ids in score.top_k.ids])
-        same.append(logprobs.argmax(-1) == theirs)
-        differences.append(logprobs.gather(1, theirs[:, None])[:, 0] - torch.tensor([values[0] for values in score.top_k.logprobs]))
-    assert torch.cat(same).float().mean() > 0.9
-    assert torch.cat(differences).abs().mean() < 0.05
+    config = ParityConfig(
+        run_root=str(run_root), name=f"parity-{quantized.path.name}", model=quantized.path.name, num_rows=5, engine=ENGINE
+    )
+    metrics = prove(config.model_copy(update={"max_kl_nats": 0.01, "min_greedy_agreement": 0.9})).manifest.metrics
+    assert (metrics["verdict"], metrics["problems"]) == ("pass", [])
+    assert metrics["positions"] > 50
+
+
+def test_a_proof_finds_weights_that_were_changed(run_root: Path):
+    from supertiny.compress.parity import gap_of, score_all
+
+    rows = some_rollouts(5)
+    served = score_all(run_root / "awq", rows, 20, ENGINE)
+    ours, other = gap_of(run_root / "awq", rows, served)[0], gap_of(run_root / "w8a8", rows, served)[0]
+    assert other.kl_nats > 3 * ours.kl_nats

@@ -21,11 +21,20 @@ Batch = list[list[int]]
 def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int, max_row_tokens: int) -> Batch:
     """Token ids of prompt and completion, for one rollout of each of `num_rows` prompts.
 
+    Raises:
+        MissingInput: there is no rollout at all.
+        CorruptArtifact: a drawn rollout's token ids are not its text under this tokenizer.
+    """
+    return [_token_ids(tokenizer, rollout)[:max_row_tokens] for rollout in first_rollouts(rollouts, num_rows)]
+
+
+def first_rollouts(rollouts: Iterable[Rollout], num_rows: int) -> list[Rollout]:
+    """The first rollout of each of `num_rows` prompts.
+
     The prompts are drawn by the hash of their ids: always the same ones, from every slice alike, whatever the table's order.
 
     Raises:
         MissingInput: there is no rollout at all.
-        CorruptArtifact: a drawn rollout's token ids are not its text under this tokenizer.
     """
     first_of_prompt: dict[str, Rollout] = {}
     for rollout in rollouts:
@@ -33,7 +42,7 @@ def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int,
     if not first_of_prompt:
         raise MissingInput("the rollouts hold no accepted row to calibrate with; look at their rejected rows")
     drawn = sorted(first_of_prompt, key=lambda prompt_id: hashlib.sha256(prompt_id.encode()).digest())[:num_rows]
-    return [_token_ids(tokenizer, first_of_prompt[prompt_id])[:max_row_tokens] for prompt_id in drawn]
+    return [first_of_prompt[prompt_id] for prompt_id in drawn]
 
 
 def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_TOKENS) -> list[Batch]:

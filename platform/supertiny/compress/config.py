@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from supertiny.config import StageConfig
+from supertiny.llm.config import EngineConfig
 
 Axis = Literal["vocab", "width", "depth", "vocab+width", "vocab+depth", "depth+width", "vocab+depth+width"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -125,3 +126,24 @@ class QuantizeConfig(CompressConfig):
             having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]
             raise ValueError(f"{', '.join(without_effect)}: without effect on {form}; only {' and '.join(having)} has it")
         return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
+
+
+class ParityConfig(StageConfig):
+    """Is the file that vLLM serves the model that Hugging Face loads?"""
+
+    name: str = "parity"
+    """Name of the proof's artifact."""
+    model: str = "awq"
+    """Model artifact to prove."""
+    rollouts: str = "rollouts"
+    """Rollouts artifact, in the model's tokens; its completions are what both score."""
+    num_rows: int = Field(32, ge=1, le=4096)
+    """Rollouts scored, one of each of so many prompts."""
+    top_k: int = Field(20, ge=1, le=1000)
+    """Likeliest tokens at every position that are compared one by one; the rest as one."""
+    max_kl_nats: float = Field(0.02, gt=0)
+    """Largest mean divergence, nats a token; rounding to bfloat16 alone comes to about 0.001."""
+    min_greedy_agreement: float = Field(0.97, gt=0, le=1)
+    """Smallest share of positions where both find the same token likeliest."""
+    engine: EngineConfig = EngineConfig(max_num_seqs=16)
+    """The engine that serves."""

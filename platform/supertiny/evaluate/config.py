@@ -90,3 +90,5 @@ class PromoteConfig(StageConfig):
     """`name@stage` that serving looks up."""
     gate: str = "gate"
     """Gate artifact that has to have passed."""
+    parity: str | None = None
+    """Parity artifact that has to have passed for the same model; None asks for none."""

@@ -22,7 +22,8 @@ def promote(config: PromoteConfig) -> Artifact:
     Every move is kept in `aliases/<alias>.history.jsonl`, the newest last. To roll back, promote the gate of the line before.
 
     Raises:
-        GateNotPassed: the verdict is not `pass`, or the model is not the one that was evaluated; the alias stays where it is.
+        GateNotPassed: the verdict is not `pass`, the model is not the one that was evaluated, or the proof that `parity` names failed or is
+            of another model; the alias stays where it is.
     """
     gate = open_artifact(config.gate, config.run_root, "gate")
     metrics = GateMetrics.model_validate(gate.manifest.metrics)
@@ -37,8 +38,23 @@ def promote(config: PromoteConfig) -> Artifact:
     model = open_artifact(evaluated.uri, config.run_root, "model")
     if model.as_parent().sha256 != evaluated.sha256:
         raise GateNotPassed(f"{model.path} is not the model that {config.gate} judged: it was made again since; evaluate and gate it again")
+    if config.parity is not None:
+        check_parity(open_artifact(config.parity, config.run_root, "parity"), model)
     move_alias(config.alias, config.run_root, model, gate)
     return model
+
+
+def check_parity(proof: Artifact, model: Artifact) -> None:
+    """Check that a proof passed and is this model's.
+
+    Raises:
+        GateNotPassed: it failed, or is of another model.
+    """
+    if proof.manifest.parents["model"].sha256 != model.as_parent().sha256:
+        raise GateNotPassed(f"{proof.path} proves another model than {model.path}; run jobs/parity.py for it")
+    if proof.manifest.metrics["verdict"] != "pass":
+        problems = "; ".join(proof.manifest.metrics["problems"])
+        raise GateNotPassed(f"{proof.path}: what vLLM serves from {model.path} is not the model that was evaluated: {problems}")
 
 
 def move_alias(alias: str, run_root: str, model: Artifact, gate: Artifact) -> None:
