@@ -9,8 +9,8 @@ the bits with LLM Compressor. The models: `half_billion` (494.0M, uncut), a cut 
 them in other formats. `--models` names others, with `:w8a8`, `:awq_w4a16` or `:gptq_w4a16` behind a cut for a format.
 
 Every step has a process of its own, whose seconds and highest resident memory are printed. Speeds are measured in turns, `--runs` times
-each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. The last line is one JSON object: the cut by
-depth, and the best of all, over the uncut one.
+each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. The last line is one JSON object:
+the cut by depth, and the best of all, over the uncut one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from supertiny.records import Prompt
 TEACHER = "package://supertiny.tasks.assistant/models/teacher"
 """Its tokenizer writes and reads the prompts: 1,024 tokens; the other rows of the embedding have none."""
 HALF_BILLION = "half_billion"
-CUTS = {axis: {"axis": axis, "target_parameters": 406_000_000, "tolerance_fraction": 0.03} for axis in AXES}
+CUTS = {axis: {"axis": axis, "target_parameters": 405_000_000, "tolerance_fraction": 0.03} for axis in AXES}
 FORMATS = ("w8a8", "awq_w4a16", "gptq_w4a16")
 DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "vocab+depth:w8a8")
 NUM_PROMPTS, MAX_TOKENS = 6, 32
@@ -171,7 +171,7 @@ def quantized(folder: Path, name: str, _: list[int]) -> Result:
     from supertiny.compress.calibration import equal_length_batches
     from supertiny.compress.quantize import recipe, write_quantized
 
-    original, _, form = name.partition(":")
+    original, form = name.split(":")
     config = QuantizeConfig.model_validate({"student": original, "format": form})
     write_quantized(folder / original, folder / name, recipe(config), equal_length_batches(token_rows()))
     return taken()
@@ -180,9 +180,8 @@ def quantized(folder: Path, name: str, _: list[int]) -> Result:
 def speed(folder: Path, name: str, batches: list[int]) -> Result:
     from supertiny.compress.speed import measure_speed
 
-    prompts = [
-        Prompt(id=f"p{at}", messages=[{"role": "user", "content": f"set a timer for {at + 5} minutes"}]) for at in range(NUM_PROMPTS)
-    ]
+    texts = [f"set a timer for {at + 5} minutes" for at in range(NUM_PROMPTS)]
+    prompts = [Prompt(id=text, messages=[{"role": "user", "content": text}]) for text in texts]
     return measure_speed(folder / name, prompts, [], ENGINE, MAX_TOKENS, batches).model_dump(mode="json")
 
 

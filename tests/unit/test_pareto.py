@@ -57,7 +57,7 @@ def test_evaluations_of_other_models_or_of_fewer_prompts_are_refused(tmp_path):
     models = {name: publish_model(tmp_path, name, contents=name) for name in ("rl", "heal")}
     evaluations = {name: publish_evaluation(tmp_path, each, rows([True] * 50)) for name, each in models.items()}
     check_same(models, evaluations)
-    with pytest.raises(ConfigError, match="is not of .*rl as it is now"):
+    with pytest.raises(ConfigError, match=r"is not of .*rl as it is now"):
         check_same(models, {"rl": evaluations["heal"], "heal": evaluations["heal"]})
     fewer = publish_evaluation(tmp_path, models["heal"], rows([True] * 40))
     with pytest.raises(ConfigError, match=r"different numbers of prompts: \{'rl': 50, 'heal': 40\}"):

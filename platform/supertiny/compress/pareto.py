@@ -68,8 +68,8 @@ def explain(rows: Sequence[Row], margin: float) -> str:
     largest = max(rows, key=lambda row: row.bytes)
     return (
         f"`{chosen.name}` ({chosen.format}) is chosen: of the {near} of {len(rows)} models within {100 * margin:g} points of the best "
-        f"(`{best.name}`, {100 * best.quality:.1f} %), it takes the least time a token at batch 1 ({1000 * chosen.seconds_per_token:.2f} ms), "
-        f"in {chosen.bytes / largest.bytes:.2f} of the bytes of `{largest.name}`."
+        f"(`{best.name}`, {100 * best.quality:.1f} %), it takes the least time a token at batch 1 "
+        f"({1000 * chosen.seconds_per_token:.2f} ms), in {chosen.bytes / largest.bytes:.2f} of the bytes of `{largest.name}`."
     )
 
 

@@ -30,7 +30,7 @@ def measure_speed(
     tools: Sequence[Tool],
     engine: EngineConfig,
     max_tokens: int,
-    batches: Sequence[int] = (1, 8, 32),
+    batches: Sequence[int],
 ) -> Speed:
     """One engine, warmed up, then `prompts` one at a time, and for every other batch as many as keep it full twice over.
 
