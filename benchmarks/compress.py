@@ -9,7 +9,7 @@ the bits with LLM Compressor. The models: `half_billion` (494.0M, uncut), a cut 
 them in other formats. `--models` names others, with `:w8a8`, `:awq_w4a16` or `:gptq_w4a16` behind a cut for a format.
 
 Every step has a process of its own, whose seconds and highest resident memory are printed. Speeds are measured in turns, `--runs` times
-each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. The last line is one JSON object:
+each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. The last line is one JSON:
 the cut by depth, and the best of all, over the uncut one.
 """
 
