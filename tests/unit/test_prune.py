@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from compress_run import make_run, save_byte_tokenizer, tiny_student
-from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2ForCausalLM
 
 from supertiny.artifacts import open_artifact
 from supertiny.compress.config import PruneConfig
@@ -160,6 +160,25 @@ def test_a_mix_of_axes_is_cut_in_one_go(tmp_path: Path):
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
     assert read_shape(after.config.to_dict()) == shape
     assert after.lm_head.weight is after.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_supported_architecture_is_cut_along_all_axes(tmp_path: Path, model_type: str, tied: bool):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 384, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **heads, tie_word_embeddings=tied)).save_pretrained(
+        tmp_path / "before"
+    )
+    save_byte_tokenizer(tmp_path / "before")
+    values = json.loads((tmp_path / "before" / "config.json").read_text())
+    shape = replace(read_shape(values), vocab_size=258, num_hidden_layers=2, intermediate_size=128)
+    write_pruned(tmp_path / "before", tmp_path / "after", Cut(shape, kept_ids=range(258)), BATCHES)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
+    assert read_shape(after.config.to_dict()) == shape
+    assert after.num_parameters() == shape.num_parameters
+    assert after(torch.tensor(BATCHES[1])).logits.shape == (1, 3, 258)
 
 
 def test_the_divergence_of_a_cut_vocabulary_is_over_the_kept_tokens_and_tells_what_was_dropped(tmp_path: Path):
