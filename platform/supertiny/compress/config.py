@@ -13,6 +13,8 @@ from supertiny.llm.config import EngineConfig
 Axis = Literal["vocab", "width", "depth", "vocab+width", "vocab+depth", "depth+width", "vocab+depth+width"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
+SIZES = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
+"""The size that cutting along an axis changes, in the words of a Hugging Face config."""
 TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes")
 
 FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
@@ -40,7 +42,7 @@ class CompressConfig(StageConfig):
 
 
 class PruneConfig(CompressConfig):
-    """Remove whole feed-forward channels or whole layers, so that plain Hugging Face and vLLM load the result."""
+    """Remove whole layers, feed-forward channels or tokens, so that plain Hugging Face and vLLM load the result."""
 
     name: str = "prune"
     """Name of the pruned model."""
@@ -74,27 +76,29 @@ class PruneConfig(CompressConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_target(cls, values: Any) -> Any:
-        """One target, shown in the resolved config, and no setting of an axis that is not cut."""
+    def _consistent(cls, values: Any) -> Any:
+        """Show the one target and the way to choose layers in the resolved config; refuse two targets, and settings without effect."""
         if not isinstance(values, Mapping):
             return values
-        given = [name for name in TARGETS if values.get(name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are both set; one target decides")
-        axes = str(values.get("axis", "width")).split("+")
-        depth = [name for name in DEPTH_DEFAULTS if values.get(name) is not None]
-        sizes = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
-        without_effect = [size for axis, size in sizes.items() if axis not in axes and values.get(size) is not None]
-        without_effect += depth if "depth" not in axes else []
-        if without_effect:
-            raise ValueError(f"{', '.join(without_effect)}: without effect on axis {'+'.join(axes)}")
-        filled = DEPTH_DEFAULTS if "depth" in axes else {}
-        if values.get("layers") == "contiguous":
-            if values.get("influence") is not None:
-                raise ValueError("influence: without effect on contiguous layers, which are found by similarity")
-            filled = {}
-        start = filled | ({} if given else {"target_parameters_fraction": 0.8})
+        targets = [name for name in TARGETS if values.get(name) is not None]
+        if len(targets) > 1:
+            raise ValueError(f"{' and '.join(targets)} are both set; one target decides")
+        start = _depth_defaults(values) | ({} if targets else {"target_parameters_fraction": 0.8})
         return {**start, **{name: value for name, value in values.items() if value is not None or name not in start}}
+
+
+def _depth_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How layers are chosen where a pruning config leaves it out; raises ValueError where it sets what its axis does not use."""
+    axes = str(values.get("axis", "width")).split("+")
+    needed = {**{size: axis for axis, size in SIZES.items()}, **dict.fromkeys(DEPTH_DEFAULTS, "depth")}
+    without_effect = [name for name, axis in needed.items() if axis not in axes and values.get(name) is not None]
+    if without_effect:
+        raise ValueError(f"{', '.join(without_effect)}: without effect on axis {'+'.join(axes)}")
+    if values.get("layers") != "contiguous":
+        return dict(DEPTH_DEFAULTS) if "depth" in axes else {}
+    if values.get("influence") is not None:
+        raise ValueError("influence: without effect on contiguous layers, which are found by similarity")
+    return {}
 
 
 class QuantizeConfig(CompressConfig):

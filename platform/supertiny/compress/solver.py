@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-from supertiny.compress.config import AXES, Axis, PruneConfig
+from supertiny.compress.config import AXES, SIZES, Axis, PruneConfig
 from supertiny.compress.shapes import INPUT_MULTIPLE, OUTPUT_MULTIPLE, Shape, kernel_problems
 from supertiny.errors import ConfigError
 
-SIZES = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
-"""The size that cutting along an axis changes, in the words of a Hugging Face config."""
 VOCABULARY_MULTIPLE = 128
 
 
