@@ -162,6 +162,30 @@ def test_ids_that_a_config_names_are_renumbered():
     assert after["bos_token_id"] is None
 
 
+def test_files_of_older_tokenizers_are_rewritten_too(tmp_path: Path):
+    source, folder = tmp_path / "source", tmp_path / "cut"
+    source.mkdir()
+    folder.mkdir()
+    tokenizer = json.loads((llama_folder() / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    merges = [" ".join(pair) for pair in model["merges"]]
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    decoder = {str(token["id"]): {"content": token["content"]} for token in tokenizer["added_tokens"]}
+    (source / "tokenizer.json").write_text(json.dumps({**tokenizer, "model": {**model, "merges": merges}}))
+    (source / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    (source / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (source / "added_tokens.json").write_text(json.dumps(added))
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    vocabulary = read_vocabulary(source)
+    write_tokenizer(source, folder, choose_ids(vocabulary, required_ids(vocabulary, []), 290, vocabulary.num_tokens))
+    rewritten = json.loads((folder / "tokenizer.json").read_text())
+    new_added = {token["content"]: token["id"] for token in rewritten["added_tokens"]}
+    assert json.loads((folder / "vocab.json").read_text()) == rewritten["model"]["vocab"]
+    assert json.loads((folder / "added_tokens.json").read_text()) == new_added == {"<|begin|>": 287, "<|end|>": 288, "<|tool|>": 289}
+    assert (folder / "merges.txt").read_text().splitlines()[1:] == rewritten["model"]["merges"] == merges[: 287 - 256]
+    assert json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"].keys() == {"287", "288", "289"}
+
+
 def test_the_check_finds_a_token_on_another_row():
     folder, kept = cut(TEACHER, 640)
     check_tokenizer(TEACHER, folder, kept, [])
