@@ -33,7 +33,7 @@ def test_vllm_serves_a_cut_model_as_hugging_face_loads_it(run_root: Path):
     metrics = open_artifact("prune", str(run_root), "model").manifest.metrics
     assert (len(metrics["removed_layers"]), metrics["removed_channels_per_layer"], metrics["removed_tokens"]) == (1, 128, 128)
     config = ParityConfig(run_root=str(run_root), model="prune", rollouts="prune-rollouts", num_rows=8, engine=ENGINE)
-    found = prove(config.model_copy(update={"min_greedy_agreement": 0.9})).manifest.metrics
+    found = prove(config.model_copy(update={"max_kl_nats": 0.01, "min_greedy_agreement": 0.9})).manifest.metrics
     assert (found["verdict"], found["problems"]) == ("pass", [])
 
 
