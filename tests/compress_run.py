@@ -17,11 +17,11 @@ from supertiny.rollout_table import write_rollouts
 SENTENCES = ["dim the lamp in the hall", "play some jazz", "what is the weather", "wake me at seven", "stop the music"]
 
 
-def tiny_student(num_layers: int = 4) -> Qwen2ForCausalLM:
+def tiny_student(num_layers: int = 4, vocab_size: int = 384) -> Qwen2ForCausalLM:
     """A float32 model of widths that 128 divides, surer of its next token than a usual random one."""
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=384,
+        vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=num_layers,

@@ -49,7 +49,7 @@ class Manifest(Record):
     """Description of an artifact, written after everything it describes."""
 
     kind: str
-    """`model`, `rollouts`, `evaluation`, `gate`, `report`."""
+    """`model`, `rollouts`, `evaluation`, `gate`, `report`, `parity`, `pareto`, `recovery`."""
     name: str
     key: str
     """Hash of kind, settings and parents: equal keys mean the same work."""

@@ -1,26 +1,29 @@
-"""Both formats through the stage itself, then through vLLM: about 30 s, of which imports are 20."""
+"""Every format that runs on a CPU through the stage itself, then through vLLM: about 30 s, of which imports are 20."""
 
-import asyncio
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from compress_run import SENTENCES, make_run, tiny_student
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from compress_run import make_run, some_rollouts, tiny_student
+from safetensors import safe_open
 
 from supertiny.artifacts import Artifact, open_artifact
-from supertiny.compress.config import QuantizeConfig
+from supertiny.compress.config import ParityConfig, QuantizeConfig
 from supertiny.compress.export import weight_bytes
+from supertiny.compress.shapes import read_shape
 from supertiny.errors import ConfigError
+from supertiny.llm.config import EngineConfig
 
+ENGINE = EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1)
 pytestmark = pytest.mark.slow
 
-FORMATS = {"awq": "awq_w4a16", "w8a8": "w8a8"}
+FORMATS = {"awq": "awq_w4a16", "gptq": "gptq_w4a16", "w8a8": "w8a8"}
 
 
 @pytest.fixture(scope="module")
 def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a student, rollouts and both quantized students."""
+    """A run with a student, rollouts and the quantized students."""
     from supertiny.compress.quantize import quantize
 
     root = tmp_path_factory.mktemp("run")
@@ -40,6 +43,25 @@ def test_the_weights_shrink_but_for_the_embedding(run_root: Path):
     size = {name: open_artifact(name, str(run_root), "model").manifest.metrics["bytes"] for name in FORMATS}
     assert size["w8a8"] - embedding < 0.6 * (student - embedding)
     assert size["awq"] - embedding < 0.4 * (student - embedding)
+    assert size["gptq"] < size["awq"]
+
+
+def test_the_tensors_take_the_bytes_that_the_size_solver_counts(quantized: Artifact, run_root: Path):
+    shape = read_shape(json.loads((run_root / "heal" / "config.json").read_text()))
+    with safe_open(quantized.path / "model.safetensors", framework="pt") as weights:
+        bytes_ = sum(weights.get_tensor(name).nbytes for name in weights.keys())  # noqa: SIM118 - not a dict
+    assert bytes_ == shape.num_bytes(quantized.manifest.metrics["format"])
+
+
+def test_a_format_for_gpus_is_refused_on_a_cpu(run_root: Path):
+    from supertiny.compress.quantize import check_device, quantize
+
+    check_device("fp8_dynamic", has_gpu=True)
+    with pytest.raises(ConfigError, match="format fp8_dynamic is for GPUs and this machine has none"):
+        check_device("fp8_dynamic", has_gpu=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="fp8_dynamic is for GPUs"):
+            quantize(QuantizeConfig(run_root=str(run_root), name="fp8", format="fp8_dynamic"))
 
 
 def test_the_parameters_are_those_of_the_student(quantized: Artifact, run_root: Path):
@@ -47,7 +69,7 @@ def test_the_parameters_are_those_of_the_student(quantized: Artifact, run_root: 
 
 
 def test_the_distributions_hardly_move(quantized: Artifact):
-    limit = {"awq_w4a16": 0.15, "w8a8": 0.002}[quantized.manifest.metrics["format"]]
+    limit = {"awq_w4a16": 0.15, "gptq_w4a16": 0.15, "w8a8": 0.002}[quantized.manifest.metrics["format"]]
     assert 0 < quantized.manifest.metrics["kl_nats"] < limit
 
 
@@ -64,25 +86,21 @@ def test_a_quantized_student_is_not_quantized_again(run_root: Path):
     assert not (run_root / "twice").exists()
 
 
-def test_vllm_says_what_hugging_face_says(quantized: Artifact):
-    from supertiny.llm.chat import completion_token_ids, prompt_token_ids
-    from supertiny.llm.config import EngineConfig
-    from supertiny.llm.vllm import VllmLlm
+def test_vllm_serves_the_model_that_hugging_face_loads(quantized: Artifact, run_root: Path):
+    from supertiny.compress.parity import prove
 
-    conversations = [[{"role": "user", "content": sentence}] for sentence in SENTENCES]
-    llm = VllmLlm(quantized.path, EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1))
-    try:
-        scores = [asyncio.run(llm.score(messages, "play some jazz in the hall", logprobs=1)) for messages in conversations]
-    finally:
-        llm.close()
-    tokenizer, model = AutoTokenizer.from_pretrained(quantized.path), AutoModelForCausalLM.from_pretrained(quantized.path)
-    differences, same = [], []
-    for messages, score in zip(conversations, scores, strict=True):
-        prompt = prompt_token_ids(tokenizer, messages, [])
-        answer = completion_token_ids(tokenizer, score.text)
-        logprobs = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        theirs = torch.tensor([ids[0] for ids in score.top_k.ids])
-        same.append(logprobs.argmax(-1) == theirs)
-        differences.append(logprobs.gather(1, theirs[:, None])[:, 0] - torch.tensor([values[0] for values in score.top_k.logprobs]))
-    assert torch.cat(same).float().mean() > 0.9
-    assert torch.cat(differences).abs().mean() < 0.05
+    config = ParityConfig(
+        run_root=str(run_root), name=f"parity-{quantized.path.name}", model=quantized.path.name, num_rows=5, engine=ENGINE
+    )
+    metrics = prove(config.model_copy(update={"max_kl_nats": 0.01, "min_greedy_agreement": 0.9})).manifest.metrics
+    assert (metrics["verdict"], metrics["problems"]) == ("pass", [])
+    assert metrics["positions"] > 50
+
+
+def test_a_proof_finds_weights_that_were_changed(run_root: Path):
+    from supertiny.compress.parity import gap_of, score_all
+
+    rows = some_rollouts(5)
+    served = score_all(run_root / "awq", rows, 20, ENGINE)
+    ours, other = gap_of(run_root / "awq", rows, served)[0], gap_of(run_root / "w8a8", rows, served)[0]
+    assert other.kl_nats > 3 * ours.kl_nats

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supertiny.compress.calibration import calibration_rows, equal_length_batches
-from supertiny.errors import MissingInput
+from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.records import Completion, Prompt, Rollout, Verdict
 
 
@@ -19,6 +19,9 @@ class LetterTokenizer:
 
     def encode(self, text, add_special_tokens):
         return [ord(letter) for letter in text]
+
+    def decode(self, ids):
+        return decode(ids)
 
 
 def rollout(prompt_id: str, index: int, text: str = "ok") -> Rollout:
@@ -62,6 +65,13 @@ def test_the_first_prompts_of_the_table_are_not_preferred():
 
 def test_long_rows_are_cut():
     assert calibration_rows(LetterTokenizer(), [rollout("a", 0, "x" * 50)], 1, 8) == [[ord(letter) for letter in "a>xxxxxx"]]
+
+
+def test_rollouts_of_another_tokenizer_are_refused():
+    other = rollout("a", 0)
+    completion = other.completion.model_copy(update={"token_ids": [7, 8, 0]})
+    with pytest.raises(CorruptArtifact, match="rollout a/0: its 3 token ids are not its text under the student's tokenizer"):
+        calibration_rows(LetterTokenizer(), [other.model_copy(update={"completion": completion})], 1, 100)
 
 
 def test_no_accepted_rollout_is_an_error():

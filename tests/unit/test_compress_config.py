@@ -26,6 +26,12 @@ def test_a_setting_of_awq_is_refused_on_w8a8(setting: str):
         load(QuantizeConfig, DEMO / "w8a8.toml", [setting])
 
 
+def test_groups_are_a_setting_of_gptq_and_scales_are_not():
+    assert validate(QuantizeConfig, {"format": "gptq_w4a16"}, "test").group_size == 128
+    with pytest.raises(ConfigError, match="num_scales: without effect on gptq_w4a16; only awq_w4a16 has it"):
+        validate(QuantizeConfig, {"format": "gptq_w4a16", "num_scales": 5}, "test")
+
+
 def test_a_setting_of_awq_is_taken_on_awq():
     assert load(QuantizeConfig, DEMO / "awq.toml", ["group_size=64"]).group_size == 64
 
@@ -34,3 +40,33 @@ def test_a_setting_of_awq_is_taken_on_awq():
 def test_a_bad_pruning_setting_is_named(setting: str):
     with pytest.raises(ConfigError, match=setting.split("=")[0]):
         load(PruneConfig, DEMO / "prune.toml", [setting])
+
+
+@pytest.mark.parametrize("axis", ["vocab+width", "vocab", "depth+width"])
+def test_a_size_of_an_axis_that_is_not_cut_is_refused(axis: str):
+    size = "intermediate_size" if axis == "vocab" else "num_hidden_layers" if axis == "vocab+width" else "vocab_size"
+    with pytest.raises(ConfigError, match=f"{size}: without effect on axis"):
+        validate(PruneConfig, {"axis": axis, size: 128}, "test")
+
+
+def test_two_targets_are_refused():
+    with pytest.raises(ConfigError, match="target_parameters and target_bytes are both set"):
+        validate(PruneConfig, {"target_parameters": 5, "target_bytes": 9}, "test")
+
+
+def test_a_way_to_choose_layers_is_refused_where_none_are_removed():
+    with pytest.raises(ConfigError, match="influence: without effect on axis width"):
+        validate(PruneConfig, {"influence": "loss"}, "test")
+    with pytest.raises(ConfigError, match="without effect on contiguous layers"):
+        validate(PruneConfig, {"axis": "depth", "layers": "contiguous", "influence": "loss"}, "test")
+
+
+def test_a_cut_is_to_eight_tenths_where_no_target_is_set():
+    assert PruneConfig().target_parameters_fraction == 0.8
+    assert PruneConfig(target_bytes=9).target_parameters_fraction is None
+
+
+@pytest.mark.parametrize("values", [{}, {"axis": "depth"}, {"axis": "vocab+depth", "layers": "contiguous"}, {"target_bytes": 9}])
+def test_a_resolved_pruning_config_is_itself_a_config(values: dict):
+    config = PruneConfig(**values)
+    assert validate(PruneConfig, config.model_dump(mode="json"), "test") == config

@@ -98,3 +98,16 @@ def test_a_taken_port_and_a_misspelt_key_end_with_2_before_ray_starts(command: s
             assert ran.returncode == 2
             assert said in ran.stderr
             assert "local Ray" not in ran.stderr
+
+
+def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() -> None:
+    config = load(PipelineConfig, DEMO, ["prune.axis=vocab+depth"])
+    assert {section.rollouts for section in (config.heal, config.awq, config.w8a8)} == {"prune-rollouts"}
+    assert config.prune.rollouts == load(PipelineConfig, DEMO).heal.rollouts == "rollouts"
+
+
+def test_a_proof_is_asked_for_where_its_section_is_there() -> None:
+    assert load(PipelineConfig, DEMO).parity is None
+    config = load(PipelineConfig, DEMO, ["run_root=/runs/x", "parity.num_rows=8"])
+    assert config.parity is not None
+    assert (config.parity.num_rows, config.parity.run_root) == (8, "/runs/x")

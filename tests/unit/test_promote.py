@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from evaluation_artifacts import publish_gate, publish_model
 
-from supertiny.artifacts import alias_path, read_alias
-from supertiny.config import validate
+from supertiny.artifacts import Artifact, alias_path, make, read_alias
+from supertiny.config import StageConfig, validate
 from supertiny.errors import ConfigError, CorruptArtifact, GateNotPassed, MissingInput
 from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.promote import promote
@@ -56,6 +56,38 @@ def test_an_altered_model_is_refused(tmp_path: Path) -> None:
     (model.path / "model.safetensors").write_text("awp")
     with pytest.raises(CorruptArtifact, match=r"model\.safetensors"):
         promote(PromoteConfig(run_root=str(tmp_path)))
+
+
+def publish_proof(run_root: Path, model: Artifact, problems: list[str]) -> None:
+    verdict = "fail" if problems else "pass"
+    config = StageConfig(name="parity", run_root=str(run_root))
+    make(config, "parity", {"model": model}, lambda _: {"verdict": verdict, "problems": problems})
+
+
+def test_a_passed_proof_of_the_same_model_lets_it_through(tmp_path: Path) -> None:
+    model = publish_gate(tmp_path, "awq", 965)
+    publish_proof(tmp_path, model, [])
+    assert promote(PromoteConfig(run_root=str(tmp_path), parity="parity")).manifest == model.manifest
+
+
+def test_a_failed_proof_blocks_the_promotion_and_says_why(tmp_path: Path) -> None:
+    publish_proof(tmp_path, publish_gate(tmp_path, "awq", 965), ["KL 3 nats a token is over max_kl_nats 0.02"])
+    with pytest.raises(GateNotPassed, match="is not the model that was evaluated: KL 3 nats a token"):
+        promote(PromoteConfig(run_root=str(tmp_path), parity="parity"))
+    assert not alias_path(ALIAS, str(tmp_path)).exists()
+
+
+def test_a_proof_of_another_model_blocks_the_promotion(tmp_path: Path) -> None:
+    publish_gate(tmp_path, "awq", 965)
+    publish_proof(tmp_path, publish_model(tmp_path, "w8a8", contents="w8a8"), [])
+    with pytest.raises(GateNotPassed, match="proves another model"):
+        promote(PromoteConfig(run_root=str(tmp_path), parity="parity"))
+
+
+def test_a_missing_proof_blocks_the_promotion(tmp_path: Path) -> None:
+    publish_gate(tmp_path, "awq", 965)
+    with pytest.raises(MissingInput):
+        promote(PromoteConfig(run_root=str(tmp_path), parity="parity"))
 
 
 def test_the_history_keeps_every_move_and_its_releases_roll_back_whatever_was_made_since(tmp_path: Path) -> None:

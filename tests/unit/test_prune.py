@@ -1,16 +1,30 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from compress_run import make_run, tiny_student
-from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+from compress_run import make_run, save_byte_tokenizer, tiny_student
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2ForCausalLM
 
+from supertiny.artifacts import open_artifact
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import divergence, weight_bytes
-from supertiny.compress.prune import block_influence, channel_importance, kept_channels, kept_layers, prune, write_pruned
-from supertiny.compress.shapes import read_shape, solve
+from supertiny.compress.importance import (
+    block_influence,
+    channel_importance,
+    kept_channels,
+    kept_layers,
+    layers_to_keep,
+    loss_influence,
+    mean_loss,
+    window_influence,
+)
+from supertiny.compress.prune import Cut, prune, write_pruned
+from supertiny.compress.shapes import read_shape
+from supertiny.compress.solver import solve, target_of
 from supertiny.errors import ConfigError
+from supertiny.rollout_table import read_rollouts
 
 BATCHES = [[[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]], [[11, 12, 13]]]
 
@@ -29,8 +43,10 @@ def silence_layer(model: Qwen2ForCausalLM, layer: int) -> None:
 
 def pruned(model: Qwen2ForCausalLM, folder: Path, axis: str, fraction: float) -> dict:
     model.save_pretrained(folder / "before")
-    smaller = solve(read_shape(model.config.to_dict()), axis, fraction, 0.5)
-    return write_pruned(folder / "before", folder / "after", smaller, BATCHES)
+    shape = read_shape(model.config.to_dict())
+    config = PruneConfig(axis=axis, target_parameters_fraction=fraction, tolerance_fraction=0.5)
+    smaller = solve(shape, axis, target_of(config, shape))
+    return write_pruned(folder / "before", folder / "after", Cut(smaller), BATCHES)
 
 
 def test_kept_channels_are_the_most_important_in_their_order():
@@ -129,6 +145,100 @@ def test_the_stage_publishes_what_it_removed_and_how_far_the_model_moved(tmp_pat
     assert metrics["kl_nats"] == pytest.approx(0, abs=1e-5)
     assert metrics["bytes"] == (artifact.path / "model.safetensors").stat().st_size
     assert set(artifact.manifest.parents) == {"student", "rollouts"}
+
+
+def test_a_mix_of_axes_is_cut_in_one_go(tmp_path: Path):
+    model = tiny_student()
+    silence_layer(model, 1)
+    silence_channels(model, torch.arange(128))
+    model.save_pretrained(tmp_path / "before")
+    save_byte_tokenizer(tmp_path / "before")
+    shape = replace(read_shape(model.config.to_dict()), vocab_size=258, num_hidden_layers=3, intermediate_size=128)
+    removed = write_pruned(tmp_path / "before", tmp_path / "after", Cut(shape, kept_ids=range(258)), BATCHES)
+    assert removed == {"removed_layers": [1], "removed_channels_per_layer": 128, "removed_tokens": 126}
+    assert divergence(tmp_path / "before", tmp_path / "after", BATCHES, range(258))["kl_nats"] == pytest.approx(0, abs=1e-5)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
+    assert read_shape(after.config.to_dict()) == shape
+    assert after.lm_head.weight is after.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_supported_architecture_is_cut_along_all_axes(tmp_path: Path, model_type: str, tied: bool):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 384, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **heads, tie_word_embeddings=tied)).save_pretrained(
+        tmp_path / "before"
+    )
+    save_byte_tokenizer(tmp_path / "before")
+    values = json.loads((tmp_path / "before" / "config.json").read_text())
+    shape = replace(read_shape(values), vocab_size=258, num_hidden_layers=2, intermediate_size=128)
+    write_pruned(tmp_path / "before", tmp_path / "after", Cut(shape, kept_ids=range(258)), BATCHES)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
+    assert read_shape(after.config.to_dict()) == shape
+    assert after.num_parameters() == shape.num_parameters
+    assert after(torch.tensor(BATCHES[1])).logits.shape == (1, 3, 258)
+
+
+def test_the_divergence_of_a_cut_vocabulary_is_over_the_kept_tokens_and_tells_what_was_dropped(tmp_path: Path):
+    model = tiny_student()
+    model.save_pretrained(tmp_path / "before")
+    save_byte_tokenizer(tmp_path / "before")
+    shape = replace(read_shape(model.config.to_dict()), vocab_size=258)
+    write_pruned(tmp_path / "before", tmp_path / "after", Cut(shape, kept_ids=range(258)), BATCHES)
+    moved = divergence(tmp_path / "before", tmp_path / "after", BATCHES, range(258))
+    p_NV = torch.cat([model(torch.tensor(batch)).logits.softmax(-1).flatten(0, 1) for batch in BATCHES])
+    assert moved["kl_nats"] == pytest.approx(0, abs=1e-5)
+    assert moved["greedy_agreement"] == 1
+    assert moved["dropped_mass"] == pytest.approx(p_NV[:, 258:].sum(-1).mean().item(), rel=1e-4)
+
+
+def test_a_cut_vocabulary_is_published_with_rollouts_in_its_tokens(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(1, 512))
+    artifact = prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95))
+    assert artifact.manifest.metrics["removed_tokens"] == 128
+    assert artifact.manifest.metrics["kl_nats"] == pytest.approx(0, abs=1e-5)
+    rollouts = open_artifact("prune-rollouts", str(tmp_path), "rollouts")
+    assert set(rollouts.manifest.parents) == {"rollouts", "model"}
+    assert [row.prompt for row in read_rollouts(rollouts.path)] == [row.prompt for row in read_rollouts(tmp_path / "rollouts")]
+
+
+def test_a_vocabulary_that_all_has_to_stay_is_not_cut(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(1))
+    with pytest.raises(ConfigError, match="258 of 384 tokens have to stay"):
+        prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.93))
+    with pytest.raises(ConfigError, match="a vocabulary of 256 would drop 2 of the 258 tokens that have to stay"):
+        prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.93, vocab_size=256))
+
+
+def test_contiguous_layers_are_the_run_that_changes_the_hidden_state_least():
+    model = tiny_student()
+    silence_layer(model, 1)
+    silence_layer(model, 2)
+    assert layers_to_keep(model, BATCHES, 2, "contiguous", "similarity") == [0, 3]
+    assert window_influence(model, BATCHES, 2)[1] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_run_of_one_layer_has_that_layers_influence():
+    model = tiny_student()
+    assert window_influence(model, BATCHES, 1) == pytest.approx(block_influence(model, BATCHES), abs=1e-6)
+
+
+def test_a_layers_influence_on_the_loss_is_what_the_loss_rises_by_without_it():
+    model = tiny_student(2)
+    silence_layer(model, 0)
+    rises = loss_influence(model, BATCHES)
+    assert rises[0] == pytest.approx(0, abs=1e-5)
+    whole = mean_loss(model, BATCHES)
+    model.model.layers = model.model.layers[:1]
+    assert rises[1] == pytest.approx(mean_loss(model, BATCHES) - whole, abs=1e-5)
+
+
+def test_mean_loss_is_the_models_own_over_whole_rows():
+    model = tiny_student(1)
+    ids = torch.tensor(BATCHES[0])
+    assert mean_loss(model, BATCHES[:1]) == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
 
 
 def test_an_unreachable_target_fails_before_anything_is_made(tmp_path: Path):

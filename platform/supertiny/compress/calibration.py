@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from supertiny.errors import MissingInput
+from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Rollout
 
@@ -21,6 +21,16 @@ Batch = list[list[int]]
 def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int, max_row_tokens: int) -> Batch:
     """Token ids of prompt and completion, for one rollout of each of `num_rows` prompts.
 
+    Raises:
+        MissingInput: there is no rollout at all.
+        CorruptArtifact: a drawn rollout's token ids are not its text under this tokenizer.
+    """
+    return [_token_ids(tokenizer, rollout)[:max_row_tokens] for rollout in first_rollouts(rollouts, num_rows)]
+
+
+def first_rollouts(rollouts: Iterable[Rollout], num_rows: int) -> list[Rollout]:
+    """The first rollout of each of `num_rows` prompts.
+
     The prompts are drawn by the hash of their ids: always the same ones, from every slice alike, whatever the table's order.
 
     Raises:
@@ -32,7 +42,7 @@ def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int,
     if not first_of_prompt:
         raise MissingInput("the rollouts hold no accepted row to calibrate with; look at their rejected rows")
     drawn = sorted(first_of_prompt, key=lambda prompt_id: hashlib.sha256(prompt_id.encode()).digest())[:num_rows]
-    return [_token_ids(tokenizer, first_of_prompt[prompt_id])[:max_row_tokens] for prompt_id in drawn]
+    return [first_of_prompt[prompt_id] for prompt_id in drawn]
 
 
 def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_TOKENS) -> list[Batch]:
@@ -49,4 +59,10 @@ def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_
 
 def _token_ids(tokenizer: Any, rollout: Rollout) -> list[int]:
     prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
-    return [*prompt, *completion_token_ids(tokenizer, rollout.completion.text)]
+    completion, given = completion_token_ids(tokenizer, rollout.completion.text), rollout.completion.token_ids
+    if given and given != completion and tokenizer.decode(given[:-1]) != rollout.completion.text:
+        raise CorruptArtifact(
+            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; calibrate with "
+            "rollouts in its own tokens (a student with a cut vocabulary has its own, `<name>-rollouts`)"
+        )
+    return [*prompt, *completion]

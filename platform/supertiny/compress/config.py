@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from supertiny.config import StageConfig
+from supertiny.llm.config import EngineConfig
 
-Axis = Literal["width", "depth"]
-Format = Literal["awq_w4a16", "w8a8"]
+Axis = Literal["vocab", "width", "depth", "vocab+width", "vocab+depth", "depth+width", "vocab+depth+width"]
+AXES: tuple[Axis, ...] = get_args(Axis)
+Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
+SIZES = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
+"""The size that cutting along an axis changes, in the words of a Hugging Face config."""
+TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes")
 
-AWQ_DEFAULTS = {"group_size": 128, "num_scales": 20}
-"""What AWQ uses where the config leaves it out; the values of its authors (arXiv 2306.00978)."""
+FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
+    "awq_w4a16": {"group_size": 128, "num_scales": 20},
+    "gptq_w4a16": {"group_size": 128},
+}
+"""What a format uses where the config leaves it out; the values of its authors (AWQ: arXiv 2306.00978, GPTQ: 2210.17323)."""
+GPU_FORMATS: tuple[Format, ...] = ("fp8_dynamic",)
+"""Formats that no kernel on a CPU runs."""
+DEPTH_DEFAULTS = {"layers": "chosen", "influence": "similarity"}
+"""How layers are chosen where the config leaves it out."""
 
 
 class CompressConfig(StageConfig):
@@ -30,18 +42,63 @@ class CompressConfig(StageConfig):
 
 
 class PruneConfig(CompressConfig):
-    """Remove whole feed-forward channels or whole layers, so that plain Hugging Face and vLLM load the result."""
+    """Remove whole layers, feed-forward channels or tokens, so that plain Hugging Face and vLLM load the result."""
 
     name: str = "prune"
     """Name of the pruned model."""
     student: str = "rl"
     """Model artifact to prune."""
     axis: Axis = "width"
-    """`width`: feed-forward channels, the same number in every layer (keeps quality better). `depth`: layers (faster)."""
-    target_parameters_fraction: float = Field(0.8, gt=0, lt=1)
-    """Parameters to keep at most, of the student's; the largest kernel-friendly shape under it is taken."""
+    """`width`: feed-forward channels, the same number in every layer (keeps quality better). `depth`: layers (faster). `vocab`: tokens that
+    neither the rollouts use nor the tokenizer needs. Joined by `+`, they share the cut evenly."""
+    target_parameters_fraction: float | None = Field(None, gt=0, lt=1)
+    """Parameters to keep at most, of the student's; the largest kernel-friendly shape under it is taken. 0.8 where no target is set."""
+    target_parameters: int | None = Field(None, ge=1)
+    """The same as a number of parameters."""
+    target_bytes: int | None = Field(None, ge=1)
+    """The same as bytes of all weights in bfloat16."""
     tolerance_fraction: float = Field(0.1, gt=0, lt=1)
-    """How far below the target that shape may be, of the student's parameters; a coarser step is an error."""
+    """How far below the target that shape may be, of the student's parameters or bytes; a coarser step is an error."""
+    vocab_size: int | None = Field(None, ge=1)
+    """Take this vocabulary, and let the other axes meet the target; a multiple of 128. None leaves it to the solver, as the next two."""
+    num_hidden_layers: int | None = Field(None, ge=1)
+    """Take this many layers."""
+    intermediate_size: int | None = Field(None, ge=1)
+    """Take this feed-forward width, a multiple of 128."""
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    """Engine workers that every layer of the result can be split over evenly."""
+    layers: Literal["chosen", "contiguous"] | None = None
+    """Depth only: remove the layers of least influence wherever they are (`chosen`, where left out), or the run of neighbours that together
+    changes the hidden state least."""
+    influence: Literal["similarity", "loss"] | None = None
+    """Depth and `chosen` only: a layer's influence is how much it turns the hidden state (`similarity`, where left out), or how much the
+    loss on the calibration rows rises without it (a pass over the rows a layer)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _consistent(cls, values: Any) -> Any:
+        """Show the one target and the way to choose layers in the resolved config; refuse two targets, and settings without effect."""
+        if not isinstance(values, Mapping):
+            return values
+        targets = [name for name in TARGETS if values.get(name) is not None]
+        if len(targets) > 1:
+            raise ValueError(f"{' and '.join(targets)} are both set; one target decides")
+        start = _depth_defaults(values) | ({} if targets else {"target_parameters_fraction": 0.8})
+        return {**start, **{name: value for name, value in values.items() if value is not None or name not in start}}
+
+
+def _depth_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How layers are chosen where a pruning config leaves it out; raises ValueError where it sets what its axis does not use."""
+    axes = str(values.get("axis", "width")).split("+")
+    needed = {**{size: axis for axis, size in SIZES.items()}, **dict.fromkeys(DEPTH_DEFAULTS, "depth")}
+    without_effect = [name for name, axis in needed.items() if axis not in axes and values.get(name) is not None]
+    if without_effect:
+        raise ValueError(f"{', '.join(without_effect)}: without effect on axis {'+'.join(axes)}")
+    if values.get("layers") != "contiguous":
+        return dict(DEPTH_DEFAULTS) if "depth" in axes else {}
+    if values.get("influence") is not None:
+        raise ValueError("influence: without effect on contiguous layers, which are found by similarity")
+    return {}
 
 
 class QuantizeConfig(CompressConfig):
@@ -52,23 +109,45 @@ class QuantizeConfig(CompressConfig):
     student: str = "heal"
     """Model artifact to quantize."""
     format: Format = "awq_w4a16"
-    """`awq_w4a16`: 4-bit weights in groups, asymmetric, scaled by AWQ. `w8a8`: 8-bit weights by output channel (GPTQ) and 8-bit
-    activations by token, scaled as they come."""
+    """`awq_w4a16`: 4-bit weights in groups, asymmetric, scaled by AWQ. `gptq_w4a16`: 4-bit weights in groups, symmetric, rounded by GPTQ.
+    `w8a8`: 8-bit weights by output channel (GPTQ) and 8-bit activations by token, scaled as they come. `fp8_dynamic`: both as 8-bit floats,
+    for GPUs only."""
     group_size: Literal[32, 64, 128] | None = None
-    """AWQ only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
+    """4-bit formats only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
     num_scales: int | None = Field(None, ge=1, le=100)
     """AWQ only: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_awq(cls, values: Any) -> Any:
-        """Show AWQ's defaults in the resolved config, and refuse its settings where they would do nothing."""
+    def _fill_defaults(cls, values: Any) -> Any:
+        """Show a format's defaults in the resolved config, and refuse settings where they would do nothing."""
         if not isinstance(values, Mapping):
             return values
-        if values.get("format", "awq_w4a16") == "awq_w4a16":
-            given = {key: value for key, value in values.items() if value is not None or key not in AWQ_DEFAULTS}
-            return {**AWQ_DEFAULTS, **given}
-        without_effect = [key for key in AWQ_DEFAULTS if values.get(key) is not None]
+        form = values.get("format", "awq_w4a16")
+        defaults = FORMAT_DEFAULTS.get(form, {})
+        without_effect = [key for key in FORMAT_DEFAULTS["awq_w4a16"] if key not in defaults and values.get(key) is not None]
         if without_effect:
-            raise ValueError(f"{', '.join(without_effect)}: without effect on {values['format']}; only awq_w4a16 has it")
-        return values
+            having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]
+            raise ValueError(f"{', '.join(without_effect)}: without effect on {form}; only {' and '.join(having)} has it")
+        return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
+
+
+class ParityConfig(StageConfig):
+    """Is the file that vLLM serves the model that Hugging Face loads?"""
+
+    name: str = "parity"
+    """Name of the proof's artifact."""
+    model: str = "awq"
+    """Model artifact to prove."""
+    rollouts: str = "rollouts"
+    """Rollouts artifact, in the model's tokens; its completions are what both score."""
+    num_rows: int = Field(32, ge=1, le=4096)
+    """Rollouts scored, one of each of so many prompts."""
+    top_k: int = Field(20, ge=1, le=1000)
+    """Likeliest tokens at every position that are compared one by one; the rest as one."""
+    max_kl_nats: float = Field(0.005, gt=0)
+    """Largest mean divergence, nats a token; the demo's students, in three formats, come to 0.00001 and less."""
+    min_greedy_agreement: float = Field(0.98, gt=0, le=1)
+    """Smallest share of positions where both find the same token likeliest."""
+    engine: EngineConfig = EngineConfig(max_num_seqs=16)
+    """The engine that serves."""

@@ -43,26 +43,38 @@ def weight_bytes(folder: Path) -> int:
 
 
 @torch.inference_mode()
-def divergence(original: Path, compressed: Path, batches: Sequence[Batch]) -> dict[str, float]:
+def divergence(original: Path, compressed: Path, batches: Sequence[Batch], kept_ids: Sequence[int] | None = None) -> dict[str, float]:
     """How far a compressed model's next-token distributions lie from its original's, both as Hugging Face loads their files.
+
+    Args:
+        batches: rows in the original's token ids.
+        kept_ids: where the vocabulary was cut, the original's ids by the new ones; the original's distribution is taken over these alone.
 
     Returns:
         `kl_nats`: mean over all positions of KL(original ‖ compressed), nats a token; `greedy_agreement`: fraction of positions where
-        both find the same token likeliest.
+        both find the same token likeliest; with `kept_ids` also `dropped_mass`: the original's mean probability of all dropped tokens.
 
     Raises:
         NotFinite: the compressed model gives NaN or infinite logits.
     """
     before, after = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (original, compressed))
-    kl_sum, same, tokens = 0.0, 0, 0
+    kl_sum, same, tokens, kept_sum = 0.0, 0, 0, 0.0
+    new_ids = {number: place for place, number in enumerate(kept_ids)} if kept_ids is not None else None
     for batch in batches:
-        p_BTV, q_BTV = (_logprobs(model, batch) for model in (before, after))
+        p_BTV = _logprobs(before, batch)
+        if kept_ids is not None and new_ids is not None:
+            kept_BTV = p_BTV[..., torch.tensor(list(kept_ids))]
+            kept_sum += kept_BTV.exp().sum().item()
+            p_BTV = kept_BTV.log_softmax(-1)
+            batch = [[new_ids[number] for number in row] for row in batch]
+        q_BTV = _logprobs(after, batch)
         kl_sum += (p_BTV.exp() * (p_BTV - q_BTV)).sum().item()
         same += int((p_BTV.argmax(-1) == q_BTV.argmax(-1)).sum())
         tokens += p_BTV.shape[0] * p_BTV.shape[1]
     if not torch.isfinite(torch.tensor(kl_sum)):
         raise NotFinite(f"{compressed}: its logits are not finite; was {original} trained to the end?")
-    return {"kl_nats": kl_sum / tokens, "greedy_agreement": same / tokens}
+    moved = {"kl_nats": kl_sum / tokens, "greedy_agreement": same / tokens}
+    return moved if kept_ids is None else {**moved, "dropped_mass": max(1 - kept_sum / tokens, 0.0)}
 
 
 def _logprobs(model: Any, batch: Batch) -> torch.Tensor:

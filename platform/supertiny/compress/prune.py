@@ -1,13 +1,13 @@
-"""Prune a student: remove the feed-forward channels or the layers that its own traffic uses least."""
+"""Prune a student: remove the tokens, the feed-forward channels or the layers that its own traffic uses least."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,70 +16,103 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
-from supertiny.compress.shapes import Shape, read_shape, shrink_config, solve
+from supertiny.compress.importance import channel_importance, kept_channels, layers_to_keep
+from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
+from supertiny.compress.shapes import Shape, read_shape, shrink_config
+from supertiny.compress.solver import limits_of, solve, target_of
+from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.config import StageConfig
 from supertiny.rollout_table import read_rollouts
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What to cut a model to, and how what goes is chosen."""
+
+    shape: Shape
+    layers: Literal["chosen", "contiguous"] = "chosen"
+    influence: Literal["similarity", "loss"] = "similarity"
+    kept_ids: Sequence[int] | None = None
+    """Ids of the tokens that stay, rising; None keeps all."""
+
+
 def prune(config: PruneConfig) -> Artifact:
     """The pruned student, a plain model folder; its metrics say what was removed and how far its distributions moved.
 
+    With a cut vocabulary it also publishes `<name>-rollouts`, the rollouts in the new token ids, for healing and quantizing.
+
     Raises:
-        ConfigError: no kernel-friendly shape reaches the target; raised before any weight is read.
+        ConfigError: no kernel-friendly shape reaches the target, or the vocabulary would lose a token that has to stay; raised before any
+            weight is read.
+        CorruptArtifact: the rollouts are of another tokenizer.
     """
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
-    shape = read_shape(json.loads((student.path / "config.json").read_text()))
-    smaller = solve(shape, config.axis, config.target_parameters_fraction, config.tolerance_fraction)
+    cut = plan(config, student.path, rollouts.path)
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
         rows = calibration_rows(tokenizer, read_rollouts(rollouts.path), config.num_rows, config.max_row_tokens)
-        log.info("%s: %s to %s parameters on %d rows", config.name, f"{shape.num_parameters:,}", f"{smaller.num_parameters:,}", len(rows))
+        before = read_shape(_json(student.path / "config.json")).num_parameters
+        log.info("%s: %s to %s parameters on %d rows", config.name, f"{before:,}", f"{cut.shape.num_parameters:,}", len(rows))
         batches = equal_length_batches(rows)
-        removed = write_pruned(student.path, folder, smaller, batches)
-        moved = divergence(student.path, folder, batches)
-        return {"parameters": smaller.num_parameters, "bytes": weight_bytes(folder), **removed, **moved}
+        removed = write_pruned(student.path, folder, cut, batches)
+        if cut.kept_ids is not None:
+            check_tokenizer(student.path, folder, cut.kept_ids, rows)
+        moved = divergence(student.path, folder, batches, cut.kept_ids)
+        return {"parameters": cut.shape.num_parameters, "bytes": weight_bytes(folder), **removed, **moved}
 
-    return make(config, "model", {"student": student, "rollouts": rollouts}, build)
+    model = make(config, "model", {"student": student, "rollouts": rollouts}, build)
+    if cut.kept_ids is not None:
+        publish_renumbered(_rollouts_stage(config), rollouts, model, cut.kept_ids)
+    return model
 
 
-def write_pruned(source: Path, folder: Path, smaller: Shape, batches: Sequence[Batch]) -> dict[str, Any]:
-    """Write the model in `source`, cut to a shape of fewer layers or narrower feed-forwards, into `folder`.
+def plan(config: PruneConfig, student: Path, rollouts: Path) -> Cut:
+    """The shape to cut to and, where the vocabulary is cut, its tokens; raises ConfigError as `prune`."""
+    values = _json(student / "config.json")
+    shape = read_shape(values)
+    target = target_of(config, shape)
+    ways: dict[str, Any] = {"layers": config.layers or "chosen", "influence": config.influence or "similarity"}
+    if "vocab" not in config.axis.split("+"):
+        return Cut(solve(shape, config.axis, target, limits_of(config)), **ways)
+    vocabulary = read_vocabulary(student)
+    generation = student / "generation_config.json"
+    named = named_ids(values) | named_ids(_json(generation) if generation.exists() else {})
+    used = used_ids(AutoTokenizer.from_pretrained(student), read_rollouts(rollouts))
+    required = required_ids(vocabulary, used, named & set(range(shape.vocab_size)))
+    if config.vocab_size is not None:
+        choose_ids(vocabulary, required, config.vocab_size, shape.vocab_size)
+    smaller = solve(shape, config.axis, target, limits_of(config, len(required)))
+    return Cut(smaller, kept_ids=choose_ids(vocabulary, required, smaller.vocab_size, shape.vocab_size), **ways)
+
+
+def write_pruned(source: Path, folder: Path, cut: Cut, batches: Sequence[Batch]) -> dict[str, Any]:
+    """Write the model in `source`, cut to a shape of fewer layers, narrower feed-forwards or fewer tokens, into `folder`.
 
     Returns:
-        `removed_layers` (their indices) and `removed_channels_per_layer` (how many).
+        `removed_layers` (their indices), `removed_channels_per_layer` and, where the vocabulary is cut, `removed_tokens` (how many).
     """
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     dtype, config = model.dtype, model.config.to_dict()
     model.float()
-    num_layers, width = config["num_hidden_layers"], config["intermediate_size"]
-    layers = list(range(num_layers))
-    if smaller.num_hidden_layers < num_layers:
-        layers = kept_layers(block_influence(model, batches), smaller.num_hidden_layers)
-        model.model.layers = torch.nn.ModuleList(model.model.layers[layer] for layer in layers)
-    if smaller.intermediate_size < width:
-        for layer, importance_F in zip(model.model.layers, channel_importance(model, batches), strict=True):
-            keep_channels(layer.mlp, kept_channels(importance_F, smaller.intermediate_size))
-    model.config = type(model.config).from_dict(shrink_config(config, smaller, layers))
+    layers = _cut_layers(model, cut, batches)
+    _cut_channels(model, cut.shape.intermediate_size, batches)
+    if cut.kept_ids is not None:
+        keep_tokens(model, cut.kept_ids)
+    model.config = type(model.config).from_dict(shrink_config(config, cut.shape, layers))
     model.to(dtype).save_pretrained(folder)
     copy_unchanged(source, folder)
-    return {
-        "removed_layers": sorted(set(range(num_layers)) - set(layers)),
-        "removed_channels_per_layer": width - smaller.intermediate_size,
+    removed: dict[str, Any] = {
+        "removed_layers": sorted(set(range(config["num_hidden_layers"])) - set(layers)),
+        "removed_channels_per_layer": config["intermediate_size"] - cut.shape.intermediate_size,
     }
-
-
-def kept_layers(influence: Sequence[float], num_kept: int) -> list[int]:
-    """Indices of the most influential layers, in their order."""
-    ranked = sorted(range(len(influence)), key=lambda layer: influence[layer], reverse=True)
-    return sorted(ranked[:num_kept])
-
-
-def kept_channels(importance_F: torch.Tensor, num_kept: int) -> torch.Tensor:
-    """Int (num_kept,): the most important of F channels, in their order."""
-    return importance_F.topk(num_kept).indices.sort().values
+    if cut.kept_ids is not None:
+        write_tokenizer(source, folder, cut.kept_ids)
+        removed["removed_tokens"] = config["vocab_size"] - cut.shape.vocab_size
+    return removed
 
 
 def keep_channels(feed_forward: Any, kept: torch.Tensor) -> None:
@@ -91,59 +124,39 @@ def keep_channels(feed_forward: Any, kept: torch.Tensor) -> None:
     feed_forward.down_proj.in_features = len(kept)
 
 
-def channel_importance(model: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """Float (F,) a layer: mean |activation| of a feed-forward channel times the norm of the column of `down_proj` that reads it.
-
-    The mean activation is Minitron's importance of a feed-forward neuron (arXiv 2407.14679), its product with the weight is Wanda's
-    (arXiv 2306.11695): a channel that is always 0, or that nothing reads, scores 0.
-    """
-    readers = [layer.mlp.down_proj for layer in model.model.layers]
-    sums = [torch.zeros(linear.in_features) for linear in readers]
-
-    def add(index: int, activation_BTF: torch.Tensor, _: torch.Tensor) -> None:
-        sums[index] += activation_BTF.abs().sum(dim=(0, 1))
-
-    tokens = _observe(model, batches, readers, add)
-    return [total / tokens * linear.weight.detach().norm(dim=0) for total, linear in zip(sums, readers, strict=True)]
+def keep_tokens(model: Any, kept_ids: Sequence[int]) -> None:
+    """Cut the embedding and the output head to some of their rows, in place; where they share their weight, they go on sharing it."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    kept = torch.tensor(list(kept_ids))
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach()[kept])
+    embedding.num_embeddings, embedding.padding_idx = len(kept), None
+    head.weight = embedding.weight if tied else torch.nn.Parameter(head.weight.detach()[kept])
+    head.out_features = len(kept)
 
 
-def block_influence(model: Any, batches: Sequence[Batch]) -> list[float]:
-    """A layer's influence: 1 - mean cosine of the hidden state before and after it, in [0, 2] (ShortGPT, arXiv 2403.03853).
-
-    Taken at the layers themselves, since the last of a model's `hidden_states` has already gone through the final norm.
-    """
-    sums = [0.0] * len(model.model.layers)
-
-    def add(index: int, before_BTD: torch.Tensor, after_BTD: torch.Tensor) -> None:
-        sums[index] += torch.cosine_similarity(before_BTD, after_BTD, dim=-1).sum().item()
-
-    tokens = _observe(model, batches, model.model.layers, add)
-    return [1 - total / tokens for total in sums]
+def _cut_layers(model: Any, cut: Cut, batches: Sequence[Batch]) -> list[int]:
+    """Remove layers in place; the indices of those that stay."""
+    every = model.model.layers
+    if cut.shape.num_hidden_layers == len(every):
+        return list(range(len(every)))
+    layers = layers_to_keep(model, batches, cut.shape.num_hidden_layers, cut.layers, cut.influence)
+    model.model.layers = torch.nn.ModuleList(every[layer] for layer in layers)
+    return layers
 
 
-@torch.inference_mode()
-def _observe(
-    model: Any, batches: Sequence[Batch], modules: Iterable[torch.nn.Module], add: Callable[[int, torch.Tensor, torch.Tensor], None]
-) -> int:
-    """Run the rows through the model and hand every module's first input and its output to `add`, with the module's index.
-
-    Returns:
-        How many tokens were run.
-    """
-    with _hooks(modules, add):
-        for batch in batches:
-            model.model(input_ids=torch.tensor(batch), use_cache=False)
-    return sum(len(row) for batch in batches for row in batch)
+def _cut_channels(model: Any, width: int, batches: Sequence[Batch]) -> None:
+    if width == model.config.intermediate_size:
+        return
+    for layer, importance_F in zip(model.model.layers, channel_importance(model, batches), strict=True):
+        keep_channels(layer.mlp, kept_channels(importance_F, width))
 
 
-@contextmanager
-def _hooks(modules: Iterable[torch.nn.Module], add: Callable[[int, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
-    def hook_of(index: int) -> Callable[..., None]:
-        return lambda _, inputs, output: add(index, inputs[0], output)
+def _rollouts_stage(config: PruneConfig) -> StageConfig:
+    shared = {name: getattr(config, name) for name in StageConfig.model_fields}
+    return StageConfig(**{**shared, "name": f"{config.name}-rollouts"})
 
-    handles = [module.register_forward_hook(hook_of(index)) for index, module in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+def _json(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

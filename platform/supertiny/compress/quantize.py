@@ -1,4 +1,4 @@
-"""Quantize a student with LLM Compressor: 4-bit weights by AWQ, or 8-bit weights and activations; vLLM loads both."""
+"""Quantize a student with LLM Compressor: 4-bit weights by AWQ or GPTQ, or 8-bit weights and activations; vLLM loads them all."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
-from supertiny.compress.config import QuantizeConfig
+from supertiny.compress.config import GPU_FORMATS, Format, QuantizeConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
 from supertiny.compress.shapes import check_group_size, read_shape
+from supertiny.errors import ConfigError
 from supertiny.rollout_table import read_rollouts
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ def quantize(config: QuantizeConfig) -> Artifact:
     """The quantized student, compressed on disk; its metrics count the parameters it stands for, and its bytes.
 
     Raises:
-        ConfigError: the student is quantized already, or the groups do not fit its widths.
+        ConfigError: the student is quantized already, the groups do not fit its widths, or the format is for a GPU and here is none.
     """
+    check_device(config.format, torch.cuda.is_available())
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
     shape = read_shape(json.loads((student.path / "config.json").read_text()))
@@ -58,12 +60,23 @@ def quantize(config: QuantizeConfig) -> Artifact:
     return make(config, "model", {"student": student, "rollouts": rollouts}, build)
 
 
+def check_device(form: Format, has_gpu: bool) -> None:
+    """Refuse a format that could not be measured, nor its export proven, on this machine; raises ConfigError."""
+    if form in GPU_FORMATS and not has_gpu:
+        raise ConfigError(f"format {form} is for GPUs and this machine has none; take w8a8, awq_w4a16 or gptq_w4a16, or run it on a GPU")
+
+
 def recipe(config: QuantizeConfig) -> list[Modifier]:
     """LLM Compressor's steps for a format."""
     if config.format == "w8a8":
         return [GPTQModifier(scheme="W8A8", targets="Linear", ignore=NOT_QUANTIZED)]
-    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": config.group_size}
+    if config.format == "fp8_dynamic":
+        return [QuantizationModifier(scheme="FP8_DYNAMIC", targets="Linear", ignore=NOT_QUANTIZED)]
+    symmetric = config.format == "gptq_w4a16"
+    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": config.group_size}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    if symmetric:
+        return [GPTQModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
     return [AWQModifier(n_grid=config.num_scales), QuantizationModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
 
 

@@ -1,4 +1,4 @@
-"""What a dense decoder may be cut to: shapes that stock kernels take, every layer alike, with exact parameter counts."""
+"""A dense decoder's sizes, read from any Hugging Face config: exact parameters and bytes, and what stock kernels want of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from supertiny.compress.config import Axis
+from supertiny.compress.config import Format
 from supertiny.errors import ConfigError
 
-FEED_FORWARD_MULTIPLE = 128
-"""Stock matrix kernels want input widths that 128 divides, and so do quantization groups of 128."""
+SUPPORTED = ("llama", "qwen2", "qwen3")
+"""Architectures whose parameters we count and cut, by the `model_type` of their config."""
+INPUT_MULTIPLE = 128
+"""Stock matrix kernels want input widths (K) that 128 divides, and so do quantization groups of 128."""
+OUTPUT_MULTIPLE = 64
+"""Output widths (N), the vocabulary's rows among them."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer of a decoder layer."""
+
+    name: str
+    outputs: int
+    inputs: int
+    splits: str
+    """Which of the two a tensor parallel worker has a share of: `outputs` or `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -26,62 +41,94 @@ class Shape:
     num_key_value_heads: int
     head_dim: int
     tie_word_embeddings: bool
+    attention_bias: bool = False
+    """Llama's and Qwen3's optional biases of q, k, v and o; Qwen2 always has those of q, k and v."""
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Those of one decoder layer."""
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        width, inner = self.hidden_size, self.intermediate_size
+        return (
+            Linear("q_proj", queries, width, "outputs"),
+            Linear("k_proj", keys, width, "outputs"),
+            Linear("v_proj", keys, width, "outputs"),
+            Linear("o_proj", width, queries, "inputs"),
+            Linear("gate_proj", inner, width, "outputs"),
+            Linear("up_proj", inner, width, "outputs"),
+            Linear("down_proj", width, inner, "inputs"),
+        )
 
     @property
     def num_parameters(self) -> int:
         """All trainable parameters, a tied embedding counted once."""
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.num_hidden_layers * self._layer_parameters() + self.hidden_size
+        weights = sum(linear.outputs * linear.inputs for linear in self.linears)
+        return self._unquantized_parameters() + self.num_hidden_layers * weights
 
-    def _layer_parameters(self) -> int:
-        queries = self.num_attention_heads * self.head_dim
-        keys = self.num_key_value_heads * self.head_dim
-        attention = self.hidden_size * (2 * queries + 2 * keys)
-        extra = 2 * self.head_dim if self.model_type == "qwen3" else queries + 2 * keys  # norms of q and k, or their biases
-        return attention + extra + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+    def num_bytes(self, form: Format | None = None, group_size: int = 128) -> int:
+        """Bytes of all tensors: bfloat16, or in a format, where embedding, norms and biases stay bfloat16. Without a file's header."""
+        weights = sum(_linear_bytes(linear, form, group_size) for linear in self.linears)
+        return 2 * self._unquantized_parameters() + self.num_hidden_layers * weights
+
+    def embedding_parameters(self) -> int:
+        """Parameters a token of the vocabulary takes."""
+        return self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    def _unquantized_parameters(self) -> int:
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        biases = queries + 2 * keys if self.model_type == "qwen2" else self.attention_bias * (queries + 2 * keys + self.hidden_size)
+        norms = 2 * self.hidden_size + (2 * self.head_dim if self.model_type == "qwen3" else 0)
+        return self.vocab_size * self.embedding_parameters() + self.num_hidden_layers * (biases + norms) + self.hidden_size
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
     """The shape in a Hugging Face `config.json`.
 
     Raises:
-        ConfigError: an architecture whose parameters we cannot count, or a model that is quantized already.
+        ConfigError: an architecture whose parameters we cannot count, a model that is quantized already, or a size is missing.
     """
-    if config["model_type"] not in ("qwen2", "qwen3"):
-        raise ConfigError(f"cannot compress a {config['model_type']} model; expected qwen2 or qwen3")
+    kind = config.get("model_type")
+    if kind not in SUPPORTED:
+        raise ConfigError(f"cannot compress a model of model_type {kind!r}; supported: {', '.join(SUPPORTED)}")
     if "quantization_config" in config:
         raise ConfigError("the student is quantized already; compress the model that it was made from")
+    if config.get("mlp_bias"):
+        raise ConfigError("cannot compress a llama model with mlp_bias; supported are feed-forwards without biases")
+    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    missing = [name for name in needed if not isinstance(config.get(name), int)]
+    if missing:
+        raise ConfigError(f"the model's config.json has no {', '.join(missing)}; expected those of a {kind} model")
     return Shape(
-        model_type=config["model_type"],
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        num_hidden_layers=config["num_hidden_layers"],
-        num_attention_heads=config["num_attention_heads"],
-        num_key_value_heads=config["num_key_value_heads"],
+        model_type=kind,
+        **{name: config[name] for name in needed},
+        num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        tie_word_embeddings=config["tie_word_embeddings"],
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=kind != "qwen2" and bool(config.get("attention_bias", False)),
     )
 
 
-def solve(shape: Shape, axis: Axis, target_fraction: float, tolerance_fraction: float) -> Shape:
-    """The largest shape along one axis with at most `target_fraction` of the parameters.
+def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
+    """What stock kernels do not like in a shape, each in a few words; empty where they take it.
 
-    Raises:
-        ConfigError: no shape lies within `tolerance_fraction` below the target; names the nearest ones.
+    Every linear layer's share of a worker: inputs a multiple of 128, outputs of 64. Whole heads a worker; key-value heads are repeated
+    where there are fewer than workers.
     """
-    candidates = _candidates(shape, axis)
-    most = target_fraction * shape.num_parameters
-    least = (target_fraction - tolerance_fraction) * shape.num_parameters
-    fitting = [candidate for candidate in candidates if least <= candidate.num_parameters <= most]
-    if fitting:
-        return max(fitting, key=lambda candidate: candidate.num_parameters)
-    nearest = sorted(candidates, key=lambda candidate: abs(candidate.num_parameters - most))[:2]
-    reachable = " or ".join(f"{_size(candidate, axis)} ({candidate.num_parameters / shape.num_parameters:.3f})" for candidate in nearest)
-    raise ConfigError(
-        f"target_parameters_fraction {target_fraction} (tolerance_fraction {tolerance_fraction}) of {shape.num_parameters:,} parameters: "
-        f"no {axis} reaches it; the nearest is {reachable or 'none: nothing is left to remove'}"
-    )
+    workers, problems = tensor_parallel_size, []
+    if shape.num_attention_heads % shape.num_key_value_heads:
+        problems.append(f"{shape.num_key_value_heads} key-value heads do not divide {shape.num_attention_heads} heads")
+    if shape.num_attention_heads % workers:
+        problems.append(f"{workers} workers do not divide {shape.num_attention_heads} heads")
+    if shape.num_key_value_heads % workers and workers % shape.num_key_value_heads:
+        problems.append(f"{workers} workers and {shape.num_key_value_heads} key-value heads do not divide")
+    for linear in _shares(shape, workers):
+        if linear.inputs % INPUT_MULTIPLE:
+            problems.append(f"{linear.name}: {linear.inputs} inputs a worker are no multiple of {INPUT_MULTIPLE}")
+        if linear.outputs % OUTPUT_MULTIPLE:
+            problems.append(f"{linear.name}: {linear.outputs} outputs a worker are no multiple of {OUTPUT_MULTIPLE}")
+    if shape.vocab_size % (OUTPUT_MULTIPLE * workers):
+        problems.append(f"vocab_size {shape.vocab_size} is no multiple of {OUTPUT_MULTIPLE * workers}")
+    return problems
 
 
 def check_group_size(shape: Shape, group_size: int) -> None:
@@ -105,7 +152,11 @@ def shrink_config(config: Mapping[str, Any], shape: Shape, kept_layers: Sequence
 
     transformers checks that `layer_types` has an entry a layer, and Qwen's sliding window starts at layer `max_window_layers`.
     """
-    changed: dict[str, Any] = {"intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.num_hidden_layers}
+    changed: dict[str, Any] = {
+        "vocab_size": shape.vocab_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+    }
     if config.get("layer_types"):
         changed["layer_types"] = [config["layer_types"][layer] for layer in kept_layers]
     if "max_window_layers" in config:
@@ -113,12 +164,25 @@ def shrink_config(config: Mapping[str, Any], shape: Shape, kept_layers: Sequence
     return {**config, **changed}
 
 
-def _candidates(shape: Shape, axis: Axis) -> list[Shape]:
-    if axis == "width":
-        widths = range(FEED_FORWARD_MULTIPLE, shape.intermediate_size, FEED_FORWARD_MULTIPLE)
-        return [replace(shape, intermediate_size=width) for width in widths]
-    return [replace(shape, num_hidden_layers=layers) for layers in range(1, shape.num_hidden_layers)]
+def _shares(shape: Shape, workers: int) -> list[Linear]:
+    """Every linear layer as one worker has it; shares that are not whole are left to the other checks."""
+    shares = []
+    for linear in shape.linears:
+        parts = min(workers, shape.num_key_value_heads) if linear.name in ("k_proj", "v_proj") else workers
+        if linear.splits == "outputs":
+            shares.append(replace(linear, outputs=linear.outputs // parts))
+        else:
+            shares.append(replace(linear, inputs=linear.inputs // parts))
+    return shares
 
 
-def _size(shape: Shape, axis: Axis) -> str:
-    return f"intermediate_size {shape.intermediate_size}" if axis == "width" else f"num_hidden_layers {shape.num_hidden_layers}"
+def _linear_bytes(linear: Linear, form: Format | None, group_size: int) -> int:
+    """Bytes of one linear layer's weight as compressed-tensors stores it: weights, scales, zero points, and the shape of what is packed."""
+    weights = linear.outputs * linear.inputs
+    if form is None:
+        return 2 * weights
+    if form in ("w8a8", "fp8_dynamic"):
+        return weights + 2 * linear.outputs
+    groups = linear.inputs // group_size
+    zero_points = 4 * -(-linear.outputs // 8) * groups if form == "awq_w4a16" else 0
+    return weights // 2 + 2 * linear.outputs * groups + zero_points + 16

@@ -40,8 +40,8 @@ def promote(config: PromoteConfig) -> Artifact:
     Every move is kept in `aliases/<alias>.history.jsonl`, the newest last.
 
     Raises:
-        GateNotPassed: the verdict is not `pass`, the model is not the one that was evaluated, or the alias never named such a release;
-            it stays where it is.
+        GateNotPassed: the verdict is not `pass`, the model is not the one that was evaluated, the proof that `parity` names failed or is of
+            another model, or the alias never named such a release; it stays where it is.
     """
     if config.release is not None:
         earlier = _earlier_move(config)
@@ -60,10 +60,25 @@ def promote(config: PromoteConfig) -> Artifact:
     model = open_artifact(evaluated.uri, config.run_root, "model")
     if model.as_parent().sha256 != evaluated.sha256:
         raise GateNotPassed(f"{model.path} is not the model that {config.gate} judged: it was made again since; evaluate and gate it again")
+    if config.parity is not None:
+        check_parity(open_artifact(config.parity, config.run_root, "parity"), model)
     root = Path(config.run_root).expanduser().absolute()
     release = make_release(model, root)
     move_alias(config.alias, config.run_root, release.as_parent(root), gate.as_parent(root))
     return release
+
+
+def check_parity(proof: Artifact, model: Artifact) -> None:
+    """Check that a proof passed and is this model's.
+
+    Raises:
+        GateNotPassed: it failed, or is of another model.
+    """
+    if proof.manifest.parents["model"].sha256 != model.as_parent().sha256:
+        raise GateNotPassed(f"{proof.path} proves another model than {model.path}; run jobs/parity.py for it")
+    if proof.manifest.metrics["verdict"] != "pass":
+        problems = "; ".join(proof.manifest.metrics["problems"])
+        raise GateNotPassed(f"{proof.path}: what vLLM serves from {model.path} is not the model that was evaluated: {problems}")
 
 
 def make_release(model: Artifact, root: Path) -> Artifact:

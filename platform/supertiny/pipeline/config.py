@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from supertiny.compress.config import PruneConfig, QuantizeConfig
+from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
 from supertiny.config import Config, JobConfig
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
 from supertiny.rollout.config import RolloutConfig
@@ -87,6 +87,9 @@ class PipelineConfig(JobConfig):
     """How every model is evaluated; `name`, `model` and `system` are set for each."""
     gate: GateConfig
     """The comparison that decides; its candidate is the better of the quantized students."""
+    parity: ParityConfig | None = None
+    """Prove that vLLM serves what Hugging Face loads of the gate's candidate, and promote nothing without the proof; its `name`, `model`
+    and `rollouts` are set. None asks for none."""
     promote: PromoteConfig
     """The alias that a passing candidate gets."""
     serve: ServeConfig
@@ -130,17 +133,21 @@ class PipelineConfig(JobConfig):
         for section in sections.values():
             if section.get("mode") == "on_policy":
                 section["on_policy"] = _merged(teacher, section.get("on_policy", {}))
-        pretrained = {name: _merged(top, values[name]) for name in ("pretrain_teacher", "pretrain_base") if values.get(name)}
-        return {**values, **sections, **pretrained, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
+        optional = ("pretrain_teacher", "pretrain_base", "parity")
+        given = {name: _merged(top, values[name]) for name in optional if values.get(name) is not None}
+        return {**values, **sections, **given, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
 
     @classmethod
     def _students(cls, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         """What every stage of the curriculum starts from, and the cut behind it."""
         student = values.get("base", cls.model_fields["base"].default)
-        inputs = {}
+        inputs: dict[str, dict[str, str]] = {}
         for section in values.get("curriculum", cls.model_fields["curriculum"].default):
             inputs[section] = {"student": student}
             student = section
+        cut = values.get("prune", {})
+        if isinstance(cut, Mapping) and "vocab" in str(cut.get("axis", "")).split("+"):  # what follows knows the new token ids alone
+            inputs |= {section: {"rollouts": "prune-rollouts"} for section in ("heal", "awq", "w8a8")}
         return {**inputs, "prune": {"student": student}}
 
     @field_validator("curriculum")

@@ -6,10 +6,14 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+import ray
+
 from supertiny.artifacts import Artifact, write_atomically
+from supertiny.compress.parity import prove
 from supertiny.compress.prune import prune
 from supertiny.compress.quantize import quantize
 from supertiny.evaluate.choose import better
+from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.gate import gate
 from supertiny.evaluate.promote import promote
 from supertiny.evaluate.suites import evaluate
@@ -29,7 +33,8 @@ def run(config: PipelineConfig) -> Artifact:
     """The promoted model.
 
     Raises:
-        GateNotPassed: the candidate is not surely good enough; everything made so far is kept, and the report says why.
+        GateNotPassed: the candidate is not surely good enough, or vLLM does not serve what was evaluated; everything made so far is kept,
+            and the report says why.
     """
     check(config)
     write_atomically(Path(config.run_root).expanduser() / RUN_CONFIG, config.model_dump_json(indent=2))
@@ -51,7 +56,17 @@ def run(config: PipelineConfig) -> Artifact:
     candidate = better(evaluate_model(config, config.awq.name), evaluate_model(config, config.w8a8.name))
     gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
     write_run_report(config)
-    return promote(config.promote)
+    return promote(prove_served(config, candidate))
+
+
+def prove_served(config: PipelineConfig, candidate: Artifact) -> PromoteConfig:
+    """The promotion, asking for the candidate's parity proof where the config wants one; a worker makes it, where an engine may live."""
+    if config.parity is None:
+        return config.promote
+    settings = {"name": "parity", "model": candidate.manifest.parents["model"].uri, "rollouts": config.heal.rollouts}
+    stage = config.parity.model_copy(update=settings)
+    ray.get(ray.remote(prove).options(num_cpus=1, num_gpus=config.evaluate.num_gpus, max_retries=0).remote(stage))
+    return config.promote.model_copy(update={"parity": stage.name})
 
 
 def evaluate_model(

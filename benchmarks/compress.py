@@ -1,0 +1,204 @@
+"""Tokens a second of Qwen2.5-0.5B's shape cut to 0.40B along every axis, against the uncut one, in vLLM on this machine.
+
+    python benchmarks/compress.py                                          # on two cores some fifteen minutes
+    python benchmarks/compress.py --models vocab+depth --folder /tmp/cuts  # one cut; what lies in the folder is not made again
+
+Random weights in bfloat16, so that speed and bytes are real and quality means nothing; a real checkpoint takes the same path:
+`supertiny.compress.solver` finds the shape, `prune.write_pruned` cuts by importance on calibration rows, `quantize.write_quantized` lowers
+the bits with LLM Compressor. The models: `half_billion` (494.0M, uncut), a cut of it along each axis and mix to 0.40B +- 1.5 %, and some of
+them in other formats. `--models` names others, with `:w8a8`, `:awq_w4a16` or `:gptq_w4a16` behind a cut for a format.
+
+Every step has a process of its own, whose seconds and highest resident memory are printed. Speeds are measured in turns, `--runs` times
+each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. The last line is one JSON:
+the cut by depth, and the best of all, over the uncut one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from supertiny.artifacts import resolve
+from supertiny.compress.config import AXES, PruneConfig, QuantizeConfig
+from supertiny.compress.shapes import Shape, read_shape
+from supertiny.compress.solver import limits_of, solve, target_of
+from supertiny.llm.config import EngineConfig
+from supertiny.records import Prompt
+
+TEACHER = "package://supertiny.tasks.assistant/models/teacher"
+"""Its tokenizer writes and reads the prompts: 1,024 tokens; the other rows of the embedding have none."""
+HALF_BILLION = "half_billion"
+CUTS = {axis: {"axis": axis, "target_parameters": 405_000_000, "tolerance_fraction": 0.03} for axis in AXES}
+FORMATS = ("w8a8", "awq_w4a16", "gptq_w4a16")
+DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "vocab+depth:w8a8")
+NUM_PROMPTS, MAX_TOKENS = 6, 32
+ENGINE = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_gib=0.5)
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+Result = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(DEFAULT_MODELS), help="default: %(default)s")
+    parser.add_argument("--runs", type=int, default=3, help="measurements of each (default: %(default)s)")
+    parser.add_argument("--folder", help="where the models are made and kept; default: a temporary one")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="requests in flight (default: %(default)s)")
+    parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        print(json.dumps(STEPS[arguments.step[0]](Path(arguments.folder), arguments.step[1], arguments.batches)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        compare(
+            Path(arguments.folder or temporary), [HALF_BILLION, *(name for name in arguments.models if name != HALF_BILLION)], arguments
+        )
+
+
+def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> None:
+    """Make what is missing, measure in turns, and print."""
+    for name in models:
+        make(folder, name)
+    results: dict[str, list[Result]] = {name: [] for name in models}
+    for _ in range(arguments.runs):
+        for name in models:
+            results[name].append(in_a_process(folder, "speed", name, arguments.batches))
+    rates = {name: median_rates(runs) for name, runs in results.items()}
+    for name in models:
+        print(row(folder, name, rates[name]))
+    print(json.dumps(ratios({name: rate[1] for name, rate in rates.items()})))
+
+
+def median_rates(runs: list[Result]) -> dict[int, float]:
+    """Median tokens a second by requests in flight."""
+    return {int(batch): statistics.median(run["tokens_per_second"][batch] for run in runs) for batch in runs[0]["tokens_per_second"]}
+
+
+def ratios(rates: dict[str, float]) -> dict[str, float]:
+    """Tokens a second at batch 1 over those of the uncut model in bfloat16."""
+    over = {name: rate / rates[HALF_BILLION] for name, rate in rates.items() if name != HALF_BILLION}
+    found = {"best_vs_half_billion": round(max(over.values()), 4)} if over else {}
+    return {**({"depth_vs_half_billion": round(over["depth"], 4)} if "depth" in over else {}), **found}
+
+
+def row(folder: Path, name: str, rates: dict[int, float]) -> str:
+    shape = shape_of(name)
+    size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
+    speeds = "  ".join(f"{rate:7.1f} tokens/s at {batch}" for batch, rate in rates.items())
+    sizes = f"{shape.vocab_size:7,} x {shape.num_hidden_layers} x {shape.intermediate_size:,}"
+    return f"{name:24} {sizes}  {shape.num_parameters / 1e6:6.1f} M {size / 1e6:7.1f} MB  {speeds}"
+
+
+def shape_of(name: str) -> Shape:
+    """The shape of a model by its name; a format changes none."""
+    half = read_shape(half_billion())
+    cut = name.partition(":")[0]
+    if cut == HALF_BILLION:
+        return half
+    config = PruneConfig.model_validate(CUTS[cut])
+    return solve(half, config.axis, target_of(config, half), limits_of(config, 1024))
+
+
+def half_billion() -> dict[str, Any]:
+    """Qwen2.5-0.5B's config, of 494.0M parameters."""
+    sizes = {"vocab_size": 151_936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24}
+    heads = {"num_attention_heads": 14, "num_key_value_heads": 2}
+    return {**sizes, **heads, "model_type": "qwen2", "max_position_embeddings": 32_768, "tie_word_embeddings": True}
+
+
+def make(folder: Path, name: str) -> None:
+    """Make a model and what it is made from, where they are not there."""
+    if (folder / name / "config.json").exists():
+        return
+    cut, _, form = name.partition(":")
+    if form and form not in FORMATS:
+        raise SystemExit(f"{name}: no format {form}; expected one of {', '.join(FORMATS)}")
+    if form:
+        make(folder, cut)
+    elif name != HALF_BILLION:
+        make(folder, HALF_BILLION)
+    step = "quantize" if form else "weights" if name == HALF_BILLION else "cut"
+    made = in_a_process(folder, step, name, [1])
+    print(f"{step} {name}: {made['seconds']:.0f} s, at most {made['bytes'] / 1e9:.1f} GB", flush=True)
+
+
+def in_a_process(folder: Path, step: str, name: str, batches: list[int]) -> Result:
+    command = [sys.executable, __file__, "--folder", str(folder), "--step", step, name, "--batches", *map(str, batches)]
+    ran = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True)
+    if ran.returncode:
+        raise SystemExit(f"{step} {name} failed:\n{ran.stderr[-3000:]}")
+    result: Result = json.loads(ran.stdout.splitlines()[-1])
+    return result
+
+
+def weights(folder: Path, name: str, _: list[int]) -> Result:
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(TEACHER, "."))
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    Qwen2ForCausalLM(Qwen2Config(**{**half_billion(), **ids})).save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    return taken()
+
+
+def cut(folder: Path, name: str, _: list[int]) -> Result:
+    from supertiny.compress.calibration import equal_length_batches
+    from supertiny.compress.prune import Cut, write_pruned
+    from supertiny.compress.vocabulary import choose_ids, read_vocabulary, required_ids
+
+    shape, kept = shape_of(name), None
+    if shape.vocab_size < half_billion()["vocab_size"]:
+        vocabulary = read_vocabulary(folder / HALF_BILLION)
+        required = required_ids(vocabulary, [number for row in token_rows() for number in row])
+        kept = choose_ids(vocabulary, required, shape.vocab_size, half_billion()["vocab_size"])
+    write_pruned(folder / HALF_BILLION, folder / name, Cut(shape, kept_ids=kept), equal_length_batches(token_rows()))
+    return taken()
+
+
+def quantized(folder: Path, name: str, _: list[int]) -> Result:
+    from supertiny.compress.calibration import equal_length_batches
+    from supertiny.compress.quantize import recipe, write_quantized
+
+    original, form = name.split(":")
+    config = QuantizeConfig.model_validate({"student": original, "format": form})
+    write_quantized(folder / original, folder / name, recipe(config), equal_length_batches(token_rows()))
+    return taken()
+
+
+def speed(folder: Path, name: str, batches: list[int]) -> Result:
+    from supertiny.compress.speed import measure_speed
+
+    texts = [f"set a timer for {at + 5} minutes" for at in range(NUM_PROMPTS)]
+    prompts = [Prompt(id=text, messages=[{"role": "user", "content": text}]) for text in texts]
+    return measure_speed(folder / name, prompts, [], ENGINE, MAX_TOKENS, batches).model_dump(mode="json")
+
+
+def token_rows() -> list[list[int]]:
+    """Calibration rows: 32 of 32 tokens that the tokenizer has, whose ids are the same after every cut."""
+    draw = random.Random(0)
+    return [[draw.randrange(1024) for _ in range(32)] for _ in range(32)]
+
+
+def taken() -> Result:
+    """Seconds of this process so far, and its highest resident memory."""
+    return {"seconds": time.monotonic() - STARTED, "bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+
+
+STARTED = time.monotonic()
+STEPS = {"weights": weights, "cut": cut, "quantize": quantized, "speed": speed}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Prove that vLLM serves the model that Hugging Face loads; with `parity = "parity"` a promotion asks for the proof.
+
+python jobs/parity.py --set run_root=/runs/demo --set model=w8a8 --set name=parity-w8a8
+"""
+
+from supertiny.cli import run_job
+from supertiny.compress.config import ParityConfig
+
+
+def main(config: ParityConfig) -> None:
+    """Make the proof; a failed one ends the job with status 1."""
+    from supertiny.compress.parity import check_passed, prove  # vLLM only once the config is good
+
+    check_passed(prove(config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_job(ParityConfig, main))

@@ -1,0 +1,86 @@
+"""What `--dry-run` says of a cut: the shapes that reach the target, from the student's config.json alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from supertiny.artifacts import resolve
+from supertiny.compress.config import AXES, Axis, Format, PruneConfig
+from supertiny.compress.shapes import Shape, kernel_problems, read_shape
+from supertiny.compress.solver import Limits, limits_of, solve, solve_all, target_of
+from supertiny.errors import ConfigError, MissingInput, SupertinyError
+
+FORMS: tuple[Format | None, ...] = (None, "w8a8", "awq_w4a16")
+COLUMNS = ("axis", "vocab", "layers", "width", "parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")
+
+
+def describe(config: PruneConfig) -> str:
+    """A table of the shapes that every axis and mix reaches, or why there is none. No weight is read.
+
+    How many tokens have to stay is known once the rollouts are read, so a vocabulary here may turn out to be too small.
+    """
+    try:
+        shape = read_shape(read_config(config.student, config.run_root))
+        target = target_of(config, shape)
+        alone = limits_of(config)
+        limits = Limits(tensor_parallel_size=alone.tensor_parallel_size)
+        found = solve_all(shape, target, limits)
+        if alone != limits:
+            found[config.axis] = solve(shape, config.axis, target, alone)
+    except (SupertinyError, OSError) as error:
+        return f"no table of shapes: {error}"
+    return f"{target.words}; * is axis {config.axis}\n{shape_table(shape, found, config.axis, config.tensor_parallel_size)}"
+
+
+def read_config(student: str, run_root: str) -> Mapping[str, Any]:
+    """The `config.json` of a model artifact, of any Hugging Face folder, or the one at this path.
+
+    Raises:
+        MissingInput: nothing is there.
+        ConfigError: it is not JSON.
+    """
+    path = resolve(student, run_root)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise MissingInput(f"{path.parent}: no config.json, so it is no model folder")
+    return parse_config(path)
+
+
+def parse_config(path: Path) -> Mapping[str, Any]:
+    """A Hugging Face config; raises ConfigError where it is no JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a JSON object")
+    return values
+
+
+def shape_table(shape: Shape, found: Mapping[Axis, Shape | ConfigError], chosen: Axis, tensor_parallel_size: int = 1) -> str:
+    """The student and every solved shape, a line each, in columns; then what reaches nothing, and what kernels do not like."""
+    solved = {axis: candidate for axis in AXES if isinstance(candidate := found[axis], Shape)}
+    rows = [
+        COLUMNS,
+        _row("student", shape, shape),
+        *(_row(f"{'* ' * (axis == chosen)}{axis}", each, shape) for axis, each in solved.items()),
+    ]
+    lines = _columns(rows) + [f"{axis}: {error}" for axis, error in found.items() if isinstance(error, ConfigError)]
+    problems = kernel_problems(shape, tensor_parallel_size)
+    return "\n".join(lines + [f"the student itself: {problem}" for problem in problems])
+
+
+def _row(name: str, shape: Shape, student: Shape) -> tuple[str, ...]:
+    megabytes = [f"{shape.num_bytes(form) / 1e6:.1f}" for form in FORMS]
+    sizes = [f"{size:,}" for size in (shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size, shape.num_parameters)]
+    return (name, *sizes, f"{shape.num_parameters / student.num_parameters:.3f}", *megabytes)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) for row in rows
+    ]

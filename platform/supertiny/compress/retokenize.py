@@ -1,0 +1,104 @@
+"""Proof that a smaller tokenizer says what the original says, and rollouts in its token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from supertiny.artifacts import Artifact, make
+from supertiny.compress.calibration import Batch
+from supertiny.config import StageConfig
+from supertiny.errors import CorruptArtifact
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.records import Rollout, TopK
+from supertiny.rollout_table import ACCEPTED, read_rollouts, write_rollouts
+
+STRANGE_TEXTS = ("", " \n\t", "naïve café — «ответ» 東京 🏳️‍🌈", "".join(map(chr, range(0x20, 0x250))), bytes(range(256)).decode("latin-1"))
+"""Texts that few tasks hold, to try a tokenizer on."""
+
+
+def used_ids(tokenizer: Any, rollouts: Iterable[Rollout]) -> set[int]:
+    """Every token that a task's rollouts take: prompts, tools, completions, as they were drawn and as their text encodes."""
+    used: set[int] = set()
+    tools: set[str] = set()
+    for rollout in rollouts:
+        used.update(prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools), rollout.completion.token_ids)
+        used.update(completion_token_ids(tokenizer, rollout.completion.text))
+        tools.update(json.dumps(tool, ensure_ascii=False) for tool in rollout.tools)
+    for text in tools:
+        used.update(tokenizer.encode(text, add_special_tokens=False))
+    return used
+
+
+def check_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int], rows: Batch) -> None:
+    """Check what was written: tokens, calibration rows and strange texts, and the chat template.
+
+    Raises:
+        CorruptArtifact: the smaller tokenizer does not say what the original says.
+    """
+    old, new = AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(folder)
+    new_ids = {number: place for place, number in enumerate(kept_ids)}
+    vocabulary = new.get_vocab()
+    moved = [token for token, number in old.get_vocab().items() if number in new_ids and vocabulary.get(token) != new_ids[number]]
+    texts = [*STRANGE_TEXTS, *(str(old.decode(row)) for row in rows)]
+    differing = [text for text in texts if _round_trip(new, text) != _round_trip(old, text)]
+    altered = [row for row in rows if [new_ids[number] for number in row] != new.encode(old.decode(row), add_special_tokens=False)]
+    exact = [row for row in altered if old.encode(old.decode(row), add_special_tokens=False) == row]
+    if moved or differing or exact or old.chat_template != new.chat_template:
+        raise CorruptArtifact(
+            f"{folder}: its tokenizer is not {source}'s less some tokens: {len(moved)} tokens have other ids than their rows, such as "
+            f"{moved[:1]}; {len(differing)} of {len(texts)} texts come back differently; {len(exact)} of {len(rows)} rows have other "
+            f"tokens; the chat template is {'the same' if old.chat_template == new.chat_template else 'another'}"
+        )
+
+
+def renumbered(rows: Sequence[Sequence[int]], kept_ids: Sequence[int]) -> Batch:
+    """Rows in the new ids.
+
+    Raises:
+        KeyError: a row holds a dropped token.
+    """
+    new_ids = {number: place for place, number in enumerate(kept_ids)}
+    return [[new_ids[number] for number in row] for row in rows]
+
+
+def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact, kept_ids: Sequence[int]) -> Artifact:
+    """A rollouts artifact of the accepted rows in the pruned model's token ids, to heal it and to calibrate with."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        kept = [renumber_rollout(rollout, kept_ids) for rollout in read_rollouts(rollouts.path)]
+        write_rollouts(folder / ACCEPTED, kept)
+        return {"rollouts": len(kept), "accepted": len(kept)}
+
+    return make(config, "rollouts", {"rollouts": rollouts, "model": model}, build)
+
+
+def renumber_rollout(rollout: Rollout, kept_ids: Sequence[int]) -> Rollout:
+    """A rollout whose completion is kept whole; the teacher's probability of dropped tokens goes into the tail.
+
+    A position keeps its K places: those of dropped tokens come last with logprob -inf, which every loss takes for "not kept".
+    """
+    new_ids = {number: place for place, number in enumerate(kept_ids)}
+    completion = rollout.completion
+    token_ids = [new_ids[number] for number in completion.token_ids]
+    top_k = completion.top_k and _renumber_top_k(completion.top_k, new_ids)
+    return rollout.model_copy(update={"completion": completion.model_copy(update={"token_ids": token_ids, "top_k": top_k})})
+
+
+def _renumber_top_k(top_k: TopK, new_ids: dict[int, int]) -> TopK:
+    ids, logprobs = [], []
+    for position_ids, position_logprobs in zip(top_k.ids, top_k.logprobs, strict=True):
+        kept = [(new_ids[number], logprob) for number, logprob in zip(position_ids, position_logprobs, strict=True) if number in new_ids]
+        missing = len(position_ids) - len(kept)
+        ids.append([number for number, _ in kept] + [kept[0][0] if kept else 0] * missing)
+        logprobs.append([logprob for _, logprob in kept] + [float("-inf")] * missing)
+    return TopK(ids=ids, logprobs=logprobs)
+
+
+def _round_trip(tokenizer: Any, text: str) -> str:
+    decoded: str = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+    return decoded

@@ -1,0 +1,158 @@
+"""Which shape to cut to: candidates along vocabulary, depth and width, alone or together, that stock kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+from supertiny.compress.config import AXES, SIZES, Axis, PruneConfig
+from supertiny.compress.shapes import INPUT_MULTIPLE, OUTPUT_MULTIPLE, Shape, kernel_problems
+from supertiny.errors import ConfigError
+
+VOCABULARY_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class Target:
+    """How small a shape has to be."""
+
+    most: int
+    """Parameters or bytes at most."""
+    least: int
+    """Not below this: a step that overshoots by more is an error."""
+    unit: Literal["parameters", "bytes"]
+    words: str
+    """The settings that say so, for messages."""
+
+    def measure(self, shape: Shape) -> int:
+        """A shape's parameters, or its bytes in bfloat16."""
+        return shape.num_parameters if self.unit == "parameters" else shape.num_bytes()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a cut may not go beyond."""
+
+    smallest_vocab: int = 2 * VOCABULARY_MULTIPLE
+    """Tokens that have to stay."""
+    vocab_size: int | None = None
+    """The one to take; None leaves it to the solver, as the next two."""
+    num_hidden_layers: int | None = None
+    intermediate_size: int | None = None
+    tensor_parallel_size: int = 1
+    """Workers that every layer has to be split over evenly."""
+
+
+def target_of(config: PruneConfig, shape: Shape) -> Target:
+    """The target that a config sets for a student of this shape."""
+    if config.target_bytes is not None:
+        whole, most, unit, words = shape.num_bytes(), config.target_bytes, "bytes", f"target_bytes {config.target_bytes:,}"
+    elif config.target_parameters is not None:
+        whole, most, unit = shape.num_parameters, config.target_parameters, "parameters"
+        words = f"target_parameters {config.target_parameters:,}"
+    else:
+        whole, fraction, unit = shape.num_parameters, config.target_parameters_fraction or 0.0, "parameters"
+        most, words = int(fraction * whole), f"target_parameters_fraction {fraction}"
+    words += f" (tolerance_fraction {config.tolerance_fraction}) of {whole:,} {unit}"
+    least = most - int(config.tolerance_fraction * whole)
+    return Target(most, least, "bytes" if unit == "bytes" else "parameters", words)
+
+
+def limits_of(config: PruneConfig, smallest_vocab: int = 2 * VOCABULARY_MULTIPLE) -> Limits:
+    """The limits that a config sets."""
+    return Limits(smallest_vocab, config.vocab_size, config.num_hidden_layers, config.intermediate_size, config.tensor_parallel_size)
+
+
+def solve(shape: Shape, axis: Axis, target: Target, limits: Limits = Limits()) -> Shape:
+    """The shape to cut to: along one axis the largest that fits, along several the one that shares the cut most evenly.
+
+    Evenly: the largest of the axes' relative cuts is the smallest; of equals the largest shape.
+
+    Raises:
+        ConfigError: no shape that stock kernels take meets the target; names the nearest ones.
+    """
+    candidates = list(_candidates(shape, axis, target, limits))
+    fitting = [candidate for candidate in candidates if target.least <= target.measure(candidate) <= target.most]
+    if fitting:
+        return min(fitting, key=lambda candidate: (_largest_cut(shape, candidate, axis), -target.measure(candidate)))
+    nearest = sorted(candidates, key=lambda candidate: abs(target.measure(candidate) - target.most))[:2]
+    named = " or ".join(f"{describe_cut(candidate, axis)} ({_fraction(shape, candidate, target):.3f})" for candidate in nearest)
+    raise ConfigError(f"{target.words}: no {axis} reaches it; the nearest is {named or f'none: {_why_none(shape, axis, limits)}'}")
+
+
+def solve_all(shape: Shape, target: Target, limits: Limits = Limits()) -> dict[Axis, Shape | ConfigError]:
+    """What every axis and mix comes to, or why it reaches no target."""
+    found: dict[Axis, Shape | ConfigError] = {}
+    for axis in AXES:
+        try:
+            found[axis] = solve(shape, axis, target, limits)
+        except ConfigError as error:
+            found[axis] = error
+    return found
+
+
+def describe_cut(shape: Shape, axis: Axis) -> str:
+    """The sizes along an axis, such as `num_hidden_layers 18`."""
+    return ", ".join(f"{SIZES[part]} {getattr(shape, SIZES[part])}" for part in axis.split("+"))
+
+
+def _candidates(shape: Shape, axis: Axis, target: Target, limits: Limits) -> Iterator[Shape]:
+    cut = axis.split("+")
+    layers = _options(shape, "depth", 1, 1, limits) if "depth" in cut else [shape.num_hidden_layers]
+    step = INPUT_MULTIPLE * limits.tensor_parallel_size
+    widths = _options(shape, "width", step, step, limits) if "width" in cut else [shape.intermediate_size]
+    for num_layers, width in product(layers, widths):
+        candidate = replace(shape, num_hidden_layers=num_layers, intermediate_size=width)
+        if "vocab" in cut:
+            for rows in _vocabularies(candidate, target, limits):
+                yield from _taken(replace(candidate, vocab_size=rows), shape, limits)
+        else:
+            yield from _taken(candidate, shape, limits)
+
+
+def _options(shape: Shape, axis: str, first: int, step: int, limits: Limits) -> Sequence[int]:
+    """Sizes below the present one, or the one that the limits name."""
+    size, pinned = getattr(shape, SIZES[axis]), getattr(limits, SIZES[axis])
+    every = range(first, size, step)
+    return every if pinned is None else [pinned] if pinned in every else []
+
+
+def _vocabularies(shape: Shape, target: Target, limits: Limits) -> Sequence[int]:
+    """The largest vocabulary that meets the target, all else given; where none does, the smallest or largest there is."""
+    step = VOCABULARY_MULTIPLE * limits.tensor_parallel_size
+    smallest, largest = -(-limits.smallest_vocab // step) * step, (shape.vocab_size - 1) // step * step
+    if smallest > largest:
+        return []
+    if limits.vocab_size is not None:
+        return [limits.vocab_size] if limits.vocab_size in range(smallest, largest + 1, step) else []
+    a_row = target.measure(replace(shape, vocab_size=1)) - target.measure(replace(shape, vocab_size=0))
+    fits = (target.most - target.measure(replace(shape, vocab_size=0))) // a_row // step * step
+    return [min(max(fits, smallest), largest)]
+
+
+def _taken(candidate: Shape, shape: Shape, limits: Limits) -> Iterator[Shape]:
+    """The candidate, where kernels like nothing less in it than in the student."""
+    if set(kernel_problems(candidate, limits.tensor_parallel_size)) <= set(kernel_problems(shape, limits.tensor_parallel_size)):
+        yield candidate
+
+
+def _largest_cut(shape: Shape, candidate: Shape, axis: Axis) -> float:
+    """0 along one axis, where the size alone decides."""
+    parts = axis.split("+")
+    if len(parts) == 1:
+        return 0.0
+    return max(float(1 - getattr(candidate, SIZES[part]) / getattr(shape, SIZES[part])) for part in parts)
+
+
+def _fraction(shape: Shape, candidate: Shape, target: Target) -> float:
+    return target.measure(candidate) / target.measure(shape)
+
+
+def _why_none(shape: Shape, axis: Axis, limits: Limits) -> str:
+    if "vocab" in axis.split("+") and limits.smallest_vocab > shape.vocab_size - VOCABULARY_MULTIPLE:
+        return f"nothing is left to remove, {limits.smallest_vocab} of {shape.vocab_size} tokens have to stay"
+    pinned = [f"{name} {value}" for name in SIZES.values() if (value := getattr(limits, name)) is not None]
+    steps = f"widths go in steps of {INPUT_MULTIPLE}, vocabularies of {VOCABULARY_MULTIPLE}, outputs of {OUTPUT_MULTIPLE}"
+    return f"{' and '.join(pinned)} is no size below the student's that kernels take ({steps})" if pinned else "nothing is left to remove"

@@ -1,0 +1,75 @@
+"""How fast vLLM answers with a model folder: one request at a time, and several together."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from supertiny.errors import NoProgress
+from supertiny.llm.base import Sampling
+from supertiny.llm.config import EngineConfig
+from supertiny.llm.vllm import VllmLlm
+from supertiny.records import Prompt, Record, Tool
+
+
+class Speed(Record):
+    """Times of whole answers, their prompts' prefill included."""
+
+    seconds_per_token: float
+    """Median over requests sent one at a time: seconds from question to answer, by generated tokens."""
+    tokens_per_second: dict[int, float]
+    """Generated tokens a second, by how many requests are in flight."""
+
+
+def measure_speed(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    tools: Sequence[Tool],
+    engine: EngineConfig,
+    max_tokens: int,
+    batches: Sequence[int],
+) -> Speed:
+    """One engine, warmed up, then `prompts` one at a time, and for every other batch as many as keep it full twice over.
+
+    Raises:
+        NoProgress: nothing was generated.
+    """
+    llm = VllmLlm(folder, engine)
+    try:
+        return asyncio.run(_measure(llm, prompts, tools, max_tokens, batches))
+    finally:
+        llm.close()
+
+
+async def _measure(llm: VllmLlm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
+    async def ask(prompt: Prompt) -> int:
+        (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=max_tokens))
+        return completion.usage.completion_tokens
+
+    await ask(prompts[0])
+    alone = [await _timed(ask, [prompt], 1) for prompt in prompts]
+    if not sum(tokens for tokens, _ in alone):
+        raise NoProgress("the model ended every answer before its first token; a speed needs some")
+    rates = {1: sum(tokens for tokens, _ in alone) / sum(seconds for _, seconds in alone)}
+    for batch in batches:
+        if batch > 1:
+            many = [prompts[at % len(prompts)] for at in range(2 * batch)]
+            tokens, seconds = await _timed(ask, many, batch)
+            rates[batch] = tokens / seconds
+    return Speed(seconds_per_token=statistics.median(seconds / tokens for tokens, seconds in alone if tokens), tokens_per_second=rates)
+
+
+async def _timed(ask: Callable[[Prompt], Awaitable[int]], prompts: Sequence[Prompt], in_flight: int) -> tuple[int, float]:
+    """Tokens of all answers and the seconds until the last."""
+    slots = asyncio.Semaphore(in_flight)
+
+    async def one(prompt: Prompt) -> int:
+        async with slots:
+            return await ask(prompt)
+
+    started = time.monotonic()
+    tokens = sum(await asyncio.gather(*map(one, prompts)))
+    return tokens, time.monotonic() - started

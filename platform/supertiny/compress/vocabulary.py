@@ -1,0 +1,203 @@
+"""Which tokens of a byte-level BPE tokenizer stay, and the tokenizer of those: files in, files out, no weights.
+
+Any text still encodes, since every byte stays. A text whose tokens are all kept encodes as before: the merges that stay are a subset of the
+original's, in its order, and hold all that a kept token is made by, so the text goes through the same merges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supertiny.errors import ConfigError, MissingInput
+
+ID_FILES = ("config.json", "generation_config.json")
+"""Files whose `..._token_id` settings name tokens."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A byte-level BPE tokenizer as its `tokenizer.json` describes it."""
+
+    ids: Mapping[str, int]
+    """Every token that BPE makes, with its id."""
+    merges: Sequence[tuple[str, str]]
+    """In the order in which they are tried."""
+    added: Mapping[str, int]
+    """Special and tool tokens, matched before BPE, with their ids."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Different ids."""
+        return len({*self.ids.values(), *self.added.values()})
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a model folder.
+
+    Raises:
+        MissingInput: there is no tokenizer.json.
+        ConfigError: another kind of tokenizer, where dropping a token could lose text.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise MissingInput(f"{folder}: no tokenizer.json; a vocabulary is cut for fast tokenizers only")
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    model = tokenizer["model"]
+    if model.get("type") != "BPE" or model.get("byte_fallback") or not _is_byte_level(tokenizer):
+        raise ConfigError(
+            f"{path}: a {model.get('type')} tokenizer; a vocabulary is cut for byte-level BPE only, where any text still encodes"
+        )
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    return Vocabulary(model["vocab"], [_pair(merge) for merge in model["merges"]], added)
+
+
+def required_ids(vocabulary: Vocabulary, used: Iterable[int], named: Iterable[int] = ()) -> set[int]:
+    """Ids that have to stay: those used and named, every byte, every special and tool token, and all that they are merged from."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    by_id = {number: token for token, number in vocabulary.ids.items()}
+    alphabet = [token for token in ByteLevel.alphabet() if token in vocabulary.ids]
+    wanted = [by_id[number] for number in {*used, *named} if number in by_id]
+    closed = _closure(vocabulary, [*alphabet, *wanted, *(token for token in vocabulary.added if token in vocabulary.ids)])
+    return {*(vocabulary.ids[token] for token in closed), *vocabulary.added.values(), *named}
+
+
+def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: int) -> list[int]:
+    """The `size` ids to keep, rising: the required ones, then those merged first, which are the most frequent in the tokenizer's own text.
+
+    Args:
+        num_rows: rows of the embedding; those without a token come last.
+
+    Raises:
+        ConfigError: more tokens are required.
+    """
+    if size < len(required):
+        raise ConfigError(
+            f"a vocabulary of {size} would drop {len(required) - size} of the {len(required)} tokens that have to stay: the "
+            f"{len(vocabulary.added)} special and tool tokens, all bytes, those that the rollouts use and what they are merged from; "
+            f"take {len(required)} or more"
+        )
+    kept = set(required)
+    tokens = {token for token, number in vocabulary.ids.items() if number in kept}
+    for left, right in vocabulary.merges:
+        if len(kept) == size:
+            break
+        if left in tokens and right in tokens:
+            tokens.add(left + right)
+            kept.add(vocabulary.ids[left + right])
+    others = [number for number in (*vocabulary.ids.values(), *range(num_rows)) if number not in kept]
+    return sorted([*kept, *dict.fromkeys(others)][:size]) if len(kept) < size else sorted(kept)
+
+
+def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None:
+    """Rewrite every file of a model folder that names tokens for the kept ones, whose new ids are their places in `kept_ids`."""
+    new_ids = {old: new for new, old in enumerate(kept_ids)}
+    _rewrite(source, folder, "tokenizer.json", lambda values: _shrink(values, new_ids))
+    _rewrite(source, folder, "tokenizer_config.json", lambda values: _renumber_config(values, new_ids))
+    for name in ("vocab.json", "added_tokens.json"):
+        _rewrite(source, folder, name, lambda values: _renumber(values, new_ids))
+    for name in ID_FILES:
+        if (folder / name).exists():
+            _rewrite(folder, folder, name, lambda values: renumber_named(values, new_ids))
+    _write_merges(source, folder)
+
+
+def named_ids(config: Mapping[str, Any]) -> set[int]:
+    """Ids that a config or generation config names, such as `eos_token_id`."""
+    values = [value for key, value in config.items() if key.endswith("_token_id") and value is not None]
+    return {number for value in values for number in (value if isinstance(value, list) else [value])}
+
+
+def renumber_named(config: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    """A config whose named ids are the new ones."""
+    return {key: _new(value, new_ids) if key.endswith("_token_id") else value for key, value in config.items()}
+
+
+def _closure(vocabulary: Vocabulary, tokens: Iterable[str]) -> set[str]:
+    """Tokens and, merge by merge, everything that any of them is merged from."""
+    made_from: dict[str, list[str]] = defaultdict(list)
+    for left, right in vocabulary.merges:
+        made_from[left + right] += [left, right]
+    closed, waiting = set(), list(tokens)
+    while waiting:
+        token = waiting.pop()
+        if token not in closed:
+            closed.add(token)
+            waiting += made_from.get(token, [])
+    return closed
+
+
+def _shrink(tokenizer: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    model = tokenizer["model"]
+    vocabulary = _renumber(model["vocab"], new_ids)
+    merges = [merge for merge in model["merges"] if {*_pair(merge), "".join(_pair(merge))} <= vocabulary.keys()]
+    added = [{**token, "id": new_ids[token["id"]]} for token in tokenizer["added_tokens"]]
+    model = {**model, "vocab": vocabulary, "merges": merges}
+    return {
+        **tokenizer,
+        "model": model,
+        "added_tokens": added,
+        "post_processor": _renumber_templates(tokenizer.get("post_processor"), new_ids),
+    }
+
+
+def _renumber_templates(processor: Any, new_ids: Mapping[int, int]) -> Any:
+    """A post-processor whose special tokens, which it writes around a text, have their new ids."""
+    if not isinstance(processor, dict):
+        return processor
+    if processor.get("type") == "Sequence":
+        return {**processor, "processors": [_renumber_templates(each, new_ids) for each in processor["processors"]]}
+    if processor.get("type") == "TemplateProcessing":
+        special = processor["special_tokens"].items()
+        return {**processor, "special_tokens": {name: {**token, "ids": _new(token["ids"], new_ids)} for name, token in special}}
+    if processor.get("type") not in ("ByteLevel", None):
+        raise ConfigError(
+            f"tokenizer.json: a post-processor of type {processor['type']}; supported: ByteLevel, TemplateProcessing, Sequence"
+        )
+    return processor
+
+
+def _renumber_config(config: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    if "added_tokens_decoder" not in config:
+        return config
+    decoder = {str(new_ids[int(number)]): token for number, token in config["added_tokens_decoder"].items()}
+    return {**config, "added_tokens_decoder": decoder}
+
+
+def _renumber(vocabulary: Mapping[str, int], new_ids: Mapping[int, int]) -> dict[str, int]:
+    return {token: new_ids[number] for token, number in vocabulary.items() if number in new_ids}
+
+
+def _new(value: Any, new_ids: Mapping[int, int]) -> Any:
+    if isinstance(value, list):
+        return [_new(each, new_ids) for each in value]
+    return new_ids.get(value)  # None stays, and what was no row of the embedding becomes it
+
+
+def _rewrite(source: Path, folder: Path, name: str, change: Any) -> None:
+    if (source / name).exists():
+        values = json.loads((source / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(change(values), ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def _write_merges(source: Path, folder: Path) -> None:
+    """`merges.txt`, the older form of the merges, where the model came with it."""
+    if (source / "merges.txt").exists():
+        merges = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
+        lines = ["#version: 0.2", *(" ".join(_pair(merge)) for merge in merges)]
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    """A merge's two tokens; older files write them as one text."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
+    return any('"ByteLevel"' in json.dumps(tokenizer.get(part)) for part in ("pre_tokenizer", "decoder"))

@@ -1,0 +1,108 @@
+"""Healing until it is enough: distill, evaluate, compare with the uncut model, and again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.evaluate.compare import Difference, GateVerdict
+from supertiny.evaluate.config import EvaluateConfig, GateConfig
+from supertiny.evaluate.gate import compare, pair
+from supertiny.evaluate.judge import read_predictions
+from supertiny.pipeline.recover_config import RecoverConfig
+from supertiny.records import Record
+from supertiny.train.config import DistillConfig
+
+log = logging.getLogger(__name__)
+Distill = Callable[[DistillConfig], Artifact]
+Evaluate = Callable[[EvaluateConfig], Artifact]
+
+
+class Round(Record):
+    """The cut model, as round 0, or what a round of healing made of it."""
+
+    model: str
+    tokens: int
+    """Training tokens of this round and all before."""
+    exact_match: float
+    difference: Difference
+    """Exact match minus the uncut model's, on the same prompts."""
+    verdict: GateVerdict
+    """`pass`: the whole interval lies above minus the margin."""
+
+
+def recover(config: RecoverConfig, distill: Distill | None = None, evaluate: Evaluate | None = None) -> Artifact:
+    """Every `Round` in a manifest, and why it ended: `enough`, or a spent budget of rounds or tokens.
+
+    Args:
+        distill: makes a round; ours where it is left out.
+        evaluate: evaluates one; ours where it is left out.
+
+    Raises:
+        MissingInput: the cut model or the uncut model's evaluation is not there.
+        ConfigError: the baseline was evaluated on other prompts, or too few.
+    """
+    baseline = open_artifact(config.baseline, config.run_root, "evaluation")
+    cut = open_artifact(config.heal.student, config.run_root, "model")
+
+    def build(_: Path) -> Mapping[str, Any]:
+        rounds = heal_until_enough(config, baseline, *_stages(distill, evaluate))
+        ended = why_ended(rounds, config)
+        log.info("%s: %s", config.name, describe(rounds[-1], ended))
+        return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": rounds[-1].model}
+
+    return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
+
+
+def heal_until_enough(config: RecoverConfig, baseline: Artifact, distill: Distill, evaluate: Evaluate) -> list[Round]:
+    """The cut model's round 0 and those that healing took."""
+    rounds = [_measure(config, baseline, config.heal.student, 0, evaluate)]
+    while why_ended(rounds, config) is None:
+        name = f"{config.heal.name}-{len(rounds)}"
+        stage = config.heal.model_copy(update={"name": name, "student": rounds[-1].model, "seed": config.heal.seed + len(rounds) - 1})
+        tokens = rounds[-1].tokens + int(distill(stage).manifest.metrics["tokens"])
+        rounds.append(_measure(config, baseline, name, tokens, evaluate))
+        log.info("%s: %s", config.name, describe(rounds[-1], None))
+    return rounds
+
+
+def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
+    """`enough`, `rounds` or `tokens`; None where another round is due."""
+    if rounds[-1].verdict == "pass":
+        return "enough"
+    if len(rounds) > config.max_rounds:
+        return "rounds"
+    of_a_round = rounds[-1].tokens - rounds[-2].tokens if len(rounds) > 1 else 0
+    return "tokens" if rounds[-1].tokens + of_a_round > config.max_tokens else None
+
+
+def describe(last: Round, ended: str | None) -> str:
+    """One line for the log."""
+    gap = last.difference
+    points = f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] from the uncut model"
+    return f"{last.model}: {100 * last.exact_match:.1f} % after {last.tokens:,} tokens, {points}{f'; ended: {ended}' if ended else ''}"
+
+
+def _measure(config: RecoverConfig, baseline: Artifact, model: str, tokens: int, evaluate: Evaluate) -> Round:
+    evaluation = evaluate(config.evaluate.model_copy(update={"name": f"eval-{model}", "model": model}))
+    gate = GateConfig(
+        candidate=evaluation.manifest.name,
+        baseline=config.baseline,
+        margin=config.margin,
+        confidence=config.confidence,
+        min_prompts=config.min_prompts,
+    )
+    found = compare(evaluation, baseline, pair(read_predictions(evaluation), read_predictions(baseline), gate), gate)
+    quality = found.candidate.exact_match.value
+    return Round(model=model, tokens=tokens, exact_match=quality, difference=found.difference, verdict=found.verdict)
+
+
+def _stages(distill: Distill | None, evaluate: Evaluate | None) -> tuple[Distill, Evaluate]:
+    """Our stages where none are given; they bring Ray and torch."""
+    from supertiny.evaluate.suites import evaluate as our_evaluate
+    from supertiny.train.distill import distill as our_distill
+
+    return distill or our_distill, evaluate or our_evaluate

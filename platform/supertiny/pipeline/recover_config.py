@@ -1,0 +1,45 @@
+"""Settings of healing until it is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from supertiny.config import JobConfig, StageConfig
+from supertiny.evaluate.config import EvaluateConfig
+from supertiny.train.config import DistillConfig
+
+
+class RecoverConfig(StageConfig):
+    """Heal a cut model round by round, until it is surely not much worse than the uncut one or the budget is spent."""
+
+    name: str = "recovery"
+    """Name of the artifact that says what every round gave; the rounds' models are `<heal.name>-1`, `-2`, …"""
+    baseline: str = "eval-rl"
+    """Evaluation of the uncut model."""
+    margin: float = Field(0.02, gt=0, lt=1)
+    """Largest loss of exact match that is acceptable, as a fraction; the whole interval of the difference has to lie above it."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Of that two-sided interval."""
+    min_prompts: int = Field(1000, ge=1)
+    """Fewer paired prompts than this decide nothing."""
+    max_rounds: int = Field(4, ge=1, le=100)
+    """Rounds at most."""
+    max_tokens: int = Field(1_000_000_000, ge=1)
+    """Training tokens of all rounds; none is begun that the round before shows to go beyond."""
+    heal: DistillConfig
+    """One round; each starts from the one before, the first from `heal.student`, which is the cut model."""
+    evaluate: EvaluateConfig
+    """How the cut model and every round are evaluated: as the baseline was; `name` and `model` are set for each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, values: Any) -> Any:
+        """Give both sections what the top says of run and task."""
+        if not isinstance(values, Mapping):
+            return values
+        top = {key: values[key] for key in JobConfig.model_fields if key in values}
+        starts = {"heal": {"name": "heal", "student": "prune"}, "evaluate": {"model": "prune"}}
+        return {**values, **{section: {**top, **start, **values.get(section, {})} for section, start in starts.items()}}

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import torch
+from compress_run import make_run, some_rollouts, tiny_student
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from supertiny.artifacts import open_artifact
+from supertiny.compress.parity import file_problems, gap_of, kl_of_kept
+from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.records import Completion, Rollout, TopK, Usage
+
+K = 20
+
+
+def served_by_hugging_face(folder: Path, rows: list[Rollout]) -> list[Completion]:
+    """What an engine would say that runs the folder as Hugging Face does."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    completions = []
+    for row in rows:
+        prompt = prompt_token_ids(tokenizer, row.prompt.messages, [])
+        answer = completion_token_ids(tokenizer, row.completion.text)
+        logprobs = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1).topk(K)
+        top_k = TopK(ids=logprobs.indices.tolist(), logprobs=logprobs.values.tolist())
+        usage = Usage(prompt_tokens=len(prompt) + len(answer))
+        completions.append(Completion(text=row.completion.text, token_ids=answer, top_k=top_k, usage=usage))
+    return completions
+
+
+def test_a_model_has_no_gap_to_itself(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(2))
+    rows = some_rollouts(4)
+    gap, problems = gap_of(tmp_path / "rl", rows, served_by_hugging_face(tmp_path / "rl", rows))
+    assert (gap.greedy_agreement, problems) == (1, [])
+    assert gap.kl_nats == pytest.approx(0, abs=1e-5)
+    assert gap.positions == sum(len(row.completion.text) + 1 for row in rows)
+
+
+def test_another_model_has_a_gap(tmp_path: Path):
+    model = tiny_student(2)
+    make_run(tmp_path, "rl", model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= -1
+    model.save_pretrained(tmp_path / "other")
+    rows = some_rollouts(4)
+    gap, _ = gap_of(tmp_path / "rl", rows, served_by_hugging_face(tmp_path / "rl", rows))
+    AutoTokenizer.from_pretrained(tmp_path / "rl").save_pretrained(tmp_path / "other")
+    far, _ = gap_of(tmp_path / "other", rows, served_by_hugging_face(tmp_path / "rl", rows))
+    assert far.kl_nats > 0.1 > gap.kl_nats
+    assert far.greedy_agreement < 1
+
+
+def test_an_engine_with_another_tokenizer_or_template_is_found(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(2))
+    rows = some_rollouts(2)
+    served = served_by_hugging_face(tmp_path / "rl", rows)
+    longer = served[0].model_copy(update={"usage": Usage(prompt_tokens=served[0].usage.prompt_tokens + 1)})
+    gap, problems = gap_of(tmp_path / "rl", rows, [longer, served[1]])
+    assert problems == [f"rollout {rows[0].rollout_id}: vLLM and Hugging Face make different tokens of it"]
+    assert gap.positions == len(rows[1].completion.text) + 1
+
+
+def test_the_gap_over_kept_tokens_is_computed_by_hand():
+    p_TK, q_TK = torch.tensor([[0.5, 0.25]]).log(), torch.tensor([[0.25, 0.25]]).log()
+    expected = 0.5 * torch.tensor(2.0).log() + 0.25 * torch.tensor(0.5).log()
+    torch.testing.assert_close(kl_of_kept(p_TK, q_TK), expected[None])
+
+
+def test_files_that_are_no_safetensors_or_in_no_manifest_are_problems(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(1))
+    model = open_artifact("rl", str(tmp_path), "model")
+    assert file_problems(model) == []
+    for name in ("pytorch_model.bin", "modeling.py", "more.safetensors"):
+        (model.path / name).write_text("x")
+    assert file_problems(model) == [
+        "modeling.py is no safetensors file",
+        "pytorch_model.bin is no safetensors file",
+        "more.safetensors has no sha256 in the manifest",
+    ]

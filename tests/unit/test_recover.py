@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_model, rows
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.evaluate.config import EvaluateConfig
+from supertiny.pipeline.recover import recover
+from supertiny.pipeline.recover_config import RecoverConfig
+from supertiny.train.config import DistillConfig
+
+NUM_PROMPTS = 1000
+
+
+class Healer:
+    """Makes models of 100 tokens of training, which get so many of 1,000 prompts right: the cut one first, then each round's."""
+
+    def __init__(self, root: Path, right: list[int]) -> None:
+        self.root, self.right, self.stages = root, right, []
+
+    def distill(self, config: DistillConfig) -> Artifact:
+        self.stages.append(config)
+        model = FakeModelConfig(run_root=str(self.root), name=config.name, contents=config.name)
+        return make(model, "model", {}, lambda _: {"parameters": 1, "bytes": 2, "tokens": 100})
+
+    def evaluate(self, config: EvaluateConfig) -> Artifact:
+        right = self.right[len(self.stages)]
+        return publish_evaluation(
+            self.root, open_artifact(config.model, str(self.root), "model"), rows([at < right for at in range(NUM_PROMPTS)])
+        )
+
+
+def healed(root: Path, right: list[int], **settings) -> tuple[dict, Healer]:
+    teacher = publish_model(root, "rl", contents="rl")
+    publish_evaluation(root, teacher, rows([at < 950 for at in range(NUM_PROMPTS)]))
+    publish_model(root, "prune", contents="prune")
+    healer = Healer(root, right)
+    config = RecoverConfig.model_validate({"run_root": str(root), **settings})
+    return recover(config, healer.distill, healer.evaluate).manifest.metrics, healer
+
+
+def test_healing_ends_when_the_whole_interval_lies_within_the_margin(tmp_path: Path):
+    found, healer = healed(tmp_path, [700, 900, 948])
+    assert (found["ended"], found["model"]) == ("enough", "heal-2")
+    assert [each["verdict"] for each in found["rounds"]] == ["fail", "fail", "pass"]
+    assert [each["tokens"] for each in found["rounds"]] == [0, 100, 200]
+    assert [each["exact_match"] for each in found["rounds"]] == [0.7, 0.9, 0.948]
+    assert [(stage.name, stage.student, stage.seed) for stage in healer.stages] == [("heal-1", "prune", 0), ("heal-2", "heal-1", 1)]
+
+
+def test_a_cut_that_costs_nothing_is_not_healed(tmp_path: Path):
+    found, healer = healed(tmp_path, [950])
+    assert (found["ended"], found["model"], healer.stages) == ("enough", "prune", [])
+
+
+def test_healing_ends_with_its_rounds(tmp_path: Path):
+    found, _ = healed(tmp_path, [700, 800, 850], max_rounds=2)
+    assert (found["ended"], found["model"]) == ("rounds", "heal-2")
+
+
+def test_no_round_is_begun_that_would_go_beyond_the_tokens(tmp_path: Path):
+    found, _ = healed(tmp_path, [700, 800, 850, 880], max_tokens=250)
+    assert (found["ended"], found["rounds"][-1]["tokens"]) == ("tokens", 200)
+
+
+@pytest.mark.parametrize("section", ["heal", "evaluate"])
+def test_sections_take_run_and_task_from_the_top(section: str):
+    config = RecoverConfig.model_validate({"run_root": "/runs/x", section: {"git_revision": "abc"}})
+    assert (config.heal.run_root, config.evaluate.run_root) == ("/runs/x", "/runs/x")
+    assert getattr(config, section).git_revision == "abc"

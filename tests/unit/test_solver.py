@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_shapes import QWEN_HALF_BILLION, TINY
+
+from supertiny.compress.config import AXES, PruneConfig
+from supertiny.compress.dry_run import describe
+from supertiny.compress.shapes import Shape, kernel_problems, read_shape
+from supertiny.compress.solver import Limits, solve, target_of
+from supertiny.errors import ConfigError
+
+JOB = Path(__file__).parents[2] / "jobs" / "prune.py"
+
+
+def solved(values: dict, axis: str, limits: Limits = Limits(), **target) -> Shape:  # noqa: B008 - frozen
+    shape = read_shape(values)
+    return solve(shape, axis, target_of(PruneConfig(axis=axis, **target), shape), limits)
+
+
+@pytest.mark.parametrize(
+    ("axis", "sizes"),
+    [
+        ("width", (151_936, 24, 3456)),
+        ("depth", (151_936, 18, 4864)),
+        ("vocab", (53_632, 24, 4864)),
+        ("vocab+depth", (136_832, 19, 4864)),
+        ("vocab+depth+width", (135_808, 21, 4352)),
+    ],
+)
+def test_half_a_billion_to_four_tenths_along_an_axis(axis: str, sizes: tuple[int, int, int]):
+    smaller = solved(QWEN_HALF_BILLION, axis, target_parameters=406_000_000)
+    assert (smaller.vocab_size, smaller.num_hidden_layers, smaller.intermediate_size) == sizes
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_axis_and_mix_brings_half_a_billion_to_four_tenths(axis: str):
+    smaller = solved(QWEN_HALF_BILLION, axis, target_parameters=406_000_000, tolerance_fraction=0.03)
+    assert smaller.num_parameters == pytest.approx(0.40e9, rel=0.015)
+    assert kernel_problems(smaller) == []
+
+
+def test_a_target_in_bytes_is_one_of_bfloat16():
+    assert solved(QWEN_HALF_BILLION, "depth", target_bytes=812_000_000) == solved(QWEN_HALF_BILLION, "depth", target_parameters=406_000_000)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 40), st.floats(0.05, 0.99))
+def test_solved_width_is_a_multiple_of_128_and_no_wider_one_fits(multiple: int, fraction: float):
+    values = {**TINY, "intermediate_size": 128 * multiple}
+    shape = read_shape(values)
+    try:
+        smaller = solved(values, "width", target_parameters_fraction=fraction, tolerance_fraction=0.99)
+    except ConfigError:
+        smallest = read_shape({**TINY, "intermediate_size": 128})
+        assert smallest.num_parameters > int(fraction * shape.num_parameters)
+    else:
+        assert smaller.intermediate_size % 128 == 0
+        assert smaller.num_parameters <= fraction * shape.num_parameters
+        wider = read_shape({**TINY, "intermediate_size": smaller.intermediate_size + 128})
+        assert wider.intermediate_size == shape.intermediate_size or wider.num_parameters > int(fraction * shape.num_parameters)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(AXES), st.floats(0.3, 0.95), st.integers(1, 2))
+def test_what_is_solved_meets_the_target_and_cuts_every_axis_named(axis: str, fraction: float, workers: int):
+    shape = read_shape(TINY)
+    target = target_of(PruneConfig(axis=axis, target_parameters_fraction=fraction), shape)
+    try:
+        smaller = solve(shape, axis, target, Limits(tensor_parallel_size=workers))
+    except ConfigError:
+        return
+    assert target.least <= smaller.num_parameters <= target.most
+    assert (smaller.vocab_size < shape.vocab_size) == ("vocab" in axis)
+    assert (smaller.num_hidden_layers < shape.num_hidden_layers) == ("depth" in axis)
+    assert (smaller.intermediate_size < shape.intermediate_size) == ("width" in axis)
+    assert kernel_problems(smaller, workers) == []
+
+
+def test_the_student_need_not_please_the_kernels_where_nothing_is_cut():
+    values = {**TINY, "vocab_size": 1001}
+    assert solved(values, "depth").vocab_size == 1001
+
+
+def test_a_target_below_every_shape_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"0\.1 .*nearest is num_hidden_layers 1 \(0\.308\)"):
+        solved(TINY, "depth", target_parameters_fraction=0.1, tolerance_fraction=0.05)
+
+
+def test_a_step_coarser_than_the_tolerance_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"nearest is num_hidden_layers 3 \(0\.769\) or"):
+        solved(TINY, "depth", target_parameters_fraction=0.95, tolerance_fraction=0.1)
+
+
+def test_a_single_layer_has_nothing_left_to_remove():
+    with pytest.raises(ConfigError, match="nothing is left to remove"):
+        solved({**TINY, "num_hidden_layers": 1}, "depth", target_parameters_fraction=0.5)
+
+
+def test_tokens_that_have_to_stay_bound_the_vocabulary():
+    with pytest.raises(ConfigError, match=r"nearest is vocab_size 896 \("):
+        solved(TINY, "vocab", Limits(smallest_vocab=800), target_parameters_fraction=0.95, tolerance_fraction=0.02)
+    with pytest.raises(ConfigError, match="1000 of 1024 tokens have to stay"):
+        solved(TINY, "vocab", Limits(smallest_vocab=1000), target_parameters_fraction=0.95)
+
+
+def test_a_size_that_is_named_is_taken_and_the_others_meet_the_target():
+    smaller = solved(QWEN_HALF_BILLION, "vocab+depth", Limits(num_hidden_layers=20), target_parameters=406_000_000)
+    assert smaller.num_hidden_layers == 20
+    assert smaller.vocab_size == 120_192
+
+
+def test_a_size_that_is_no_multiple_is_refused():
+    with pytest.raises(ConfigError, match="intermediate_size 3400 is no size below the student's"):
+        solved(QWEN_HALF_BILLION, "width", Limits(intermediate_size=3400), target_parameters=406_000_000)
+
+
+def test_a_dry_run_prints_the_table_of_a_config_without_its_weights(tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(QWEN_HALF_BILLION))
+    settings = [f"student={path}", "axis=depth", "target_parameters_fraction=0.82"]
+    command = [sys.executable, str(JOB), "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["student", "151,936", "24", "4,864", "494,032,768", "1.000", "988.1"] in [line[:7] for line in lines]
+    assert ["*", "depth", "151,936", "18", "4,864", "404,558,464"] in [line[:6] for line in lines]
+    assert ["vocab", "52,608"] in [line[:2] for line in lines]
+
+
+def test_a_dry_run_says_what_is_supported(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert "supported: llama, qwen2, qwen3" in describe(PruneConfig(student=str(tmp_path)))
+
+
+def test_a_dry_run_of_a_student_that_is_not_made_yet_says_so(tmp_path: Path):
+    assert "no table of shapes: rl: nothing at" in describe(PruneConfig(run_root=str(tmp_path)))
