@@ -89,7 +89,7 @@ def check(manifest: Manifest) -> None:
     kubernetes_validate = pytest.importorskip(
         "kubernetes_validate", reason="kubernetes-validate is not installed: Kubernetes' own kinds are NOT checked"
     )
-    kubernetes_validate.validate(manifest, "1.34", strict=True)
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
 
 
 def _closed(schema: Any) -> Any:

@@ -35,9 +35,7 @@ def groups_of(name: str) -> list[Group]:
     """The groups of workers of a `ray up` file."""
     config = cluster_config(name)
     kinds = config["available_node_types"].items()
-    return [
-        Group(kind, each["resources"], each["labels"], each["max_workers"]) for kind, each in kinds if kind != config["head_node_type"]
-    ]
+    return [Group(kind, each["resources"], each["labels"], each["max_workers"]) for kind, each in kinds if kind != config["head_node_type"]]
 
 
 def nodes_for(groups: list[Group], labels: dict[str, str]) -> list[dict[str, float]]:

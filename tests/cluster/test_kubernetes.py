@@ -21,9 +21,17 @@ every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 @every_overlay
-def test_kuberay_and_kubernetes_take_everything_of_an_overlay(overlay: str) -> None:
+def test_kuberay_takes_its_kinds_of_an_overlay(overlay: str) -> None:
+    (manifest,) = [each for each in built(overlay) if each["kind"] in OWN]
+    check(manifest)
+
+
+@every_overlay
+def test_kubernetes_takes_its_own_kinds_of_an_overlay(overlay: str) -> None:
+    kinds = {manifest["kind"] for manifest in built(overlay) if manifest["kind"] not in {*UNCHECKED, *OWN}}
+    assert kinds == {"Namespace", "Service", "StatefulSet", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy"}
     for manifest in built(overlay):
-        if manifest["kind"] not in UNCHECKED:
+        if manifest["kind"] in kinds:
             check(manifest)
 
 
