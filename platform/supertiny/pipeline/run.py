@@ -73,7 +73,8 @@ def check(config: PipelineConfig) -> None:
             open_artifact(model, config.run_root, "model")
     for section in (config.rollout, config.rl, config.evaluate):
         load_task(section.task)
-    machine_price(config.evaluate.machine, config.evaluate.prices)
+    for section in (config.evaluate, config.evaluate_teacher):
+        machine_price(section.machine, section.prices)
     machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
@@ -92,4 +93,5 @@ def evaluate_model(
     config: PipelineConfig, stage: str, uri: str | None = None, system: Literal["student", "teacher"] = "student"
 ) -> Artifact:
     """A stage's evaluation, `eval-<stage>`: of the model that it published, or of the one at `uri`."""
-    return evaluate(config.evaluate.model_copy(update={"name": f"eval-{stage}", "model": uri or stage, "system": system}))
+    section = config.evaluate_teacher if system == "teacher" else config.evaluate
+    return evaluate(section.model_copy(update={"name": f"eval-{stage}", "model": uri or stage, "system": system}))

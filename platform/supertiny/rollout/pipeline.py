@@ -237,6 +237,7 @@ def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...],
             ),  # Ray Data's default restarts an actor that died, and calls it again with the block that it had
             num_cpus=layout.cpus_per_engine,
             num_gpus=layout.gpus_per_engine,
+            label_selector=layout.labels or None,
         )
     )
 

@@ -79,7 +79,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     for leftover in checkpoints.iterdir():
         if leftover.is_file():
             leftover.unlink()  # Ray Train's notes of a killed run, which may be cut short; `work` looks at the checkpoints itself
-    os.environ.update(RAY_TRAIN)
+    os.environ.update(RAY_TRAIN, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(config.start_limit_seconds))
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
         train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
@@ -87,6 +87,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
             num_workers=_workers(config),  # type: ignore[arg-type] # Ray's second API takes a range, its annotation is the first's
             use_gpu=config.device == "gpu",
             resources_per_worker=_resources(config),
+            label_selector=config.labels or None,  # type: ignore[call-arg] # of the second Ray Train API
         ),
         torch_config=TorchConfig(backend="nccl" if config.device == "gpu" else "gloo", timeout_s=config.stall_seconds),
         run_config=RunConfig(
