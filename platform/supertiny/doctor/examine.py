@@ -21,7 +21,7 @@ from supertiny.doctor.checks import Finding, Seen, check_all
 from supertiny.doctor.config import DoctorConfig
 from supertiny.doctor.node import look
 from supertiny.errors import Unhealthy
-from supertiny.jobserver import answers_without_token, is_local
+from supertiny.jobserver import answers_without_token, is_local, refuse_open
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,12 @@ def table(findings: Sequence[Finding]) -> Table:
     for finding in sorted(findings, key=lambda finding: finding.ok):
         shown.add_row("[green]ok" if finding.ok else "[red]FAIL", finding.check, finding.found, finding.mend)
     return shown
+
+
+def refuse_strangers() -> None:
+    """Raise OpenCluster where others reach the job server of the running Ray, and it asks them for no token."""
+    if url := _dashboard():
+        refuse_open(url)
 
 
 def _job_server() -> list[Finding]:

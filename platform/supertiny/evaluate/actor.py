@@ -20,6 +20,7 @@ from supertiny.evaluate.config import EvaluateConfig
 from supertiny.evaluate.measure import Measurement, answer_all, latencies, make_system
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt
+from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.tasks.base import load_task
 
 Key = tuple[str, float, tuple[tuple[str, str], ...]]
@@ -67,7 +68,7 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
         SupertinyError: what the engine or the task raised.
     """
     _connect()
-    _check_fits(config.num_gpus)
+    _check_fits(config.num_gpus, config.labels)
     actor = evaluator(config.num_gpus, config.start_limit_seconds, config.labels)
     try:
         measurement: Measurement = ray.get(actor.measure.remote(str(model_path), config, list(prompts)))
@@ -116,9 +117,10 @@ def _connect() -> None:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
 
 
-def _check_fits(num_gpus: float) -> None:
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if has.get("CPU", 0) < 1 or has.get("GPU", 0) < num_gpus:
-        raise PlanTooBig(
-            f"an evaluation needs 1 CPU and {num_gpus:g} GPUs; the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
-        )
+def _check_fits(num_gpus: float, labels: Mapping[str, str]) -> None:
+    nodes = nodes_there(labels)
+    if any(node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    if not can_grow_to([({"CPU": 1, "GPU": num_gpus}, labels)]):
+        has = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes) or "none"
+        raise PlanTooBig(f"an evaluation needs 1 CPU and {num_gpus:g} GPUs of one node; the cluster's nodes have {has}; {NO_GROWTH}")

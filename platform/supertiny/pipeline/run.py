@@ -12,6 +12,7 @@ from supertiny.artifacts import Artifact, open_artifact, write_atomically
 from supertiny.compress.prune import prune
 from supertiny.compress.quantize import quantize
 from supertiny.cost import machine_price
+from supertiny.doctor.examine import refuse_strangers
 from supertiny.evaluate.choose import better
 from supertiny.evaluate.gate import gate
 from supertiny.evaluate.promote import promote
@@ -67,6 +68,7 @@ def check(config: PipelineConfig) -> None:
         MissingInput, CorruptArtifact: a model that the chain starts from.
         ConfigError: the task refuses its options, the price table lacks the machine, or a tracker is not installed.
         PlanTooBig: the cluster is too small for a stage.
+        OpenCluster: others reach its job server, and it asks them for no token.
     """
     for model, made_here in ((config.teacher, config.pretrain_teacher), (config.base, config.pretrain_base)):
         if made_here is None:
@@ -78,6 +80,7 @@ def check(config: PipelineConfig) -> None:
     machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
+    refuse_strangers()
     check_rollout_fits(config.rollout.layout)
     for stage in (*transfers(config), config.heal):
         check_workers_fit(stage)

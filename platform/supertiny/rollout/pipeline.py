@@ -47,6 +47,7 @@ from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
 from supertiny.rollout.student import Scores, StudentActor, check_tokenizer, with_score, write_unscored
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
+from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
@@ -263,9 +264,15 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def check_fits(layout: LayoutConfig) -> int:
-    """How many engines will run on this driver's cluster; raises as `engines_that_fit`."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return engines_that_fit(layout, [node["Resources"] for node in nodes if node["Alive"]])
+    """How many engines will run on this driver's cluster, as it is or as it can grow; raises as `engines_that_fit`."""
+    try:
+        return engines_that_fit(layout, nodes_there(layout.labels))
+    except PlanTooBig as error:
+        fewest, _ = layout.num_engines
+        engine = {"CPU": layout.cpus_per_engine, "GPU": layout.gpus_per_engine}
+        if not can_grow_to([*[(engine, layout.labels)] * fewest, ({"CPU": 1}, {})]):
+            raise PlanTooBig(f"{error}; {NO_GROWTH}") from None
+        return fewest
 
 
 class _RowsChosenBefore(IdColumnCheckpointManager):

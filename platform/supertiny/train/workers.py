@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from supertiny.cli import configure_logging
 from supertiny.errors import ConfigError, CorruptArtifact, NoProgress, NotFinite, PlanTooBig, SupertinyError
+from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.train.config import TrainConfig
 
 KEPT_CHECKPOINTS = 2
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def check_fits(config: TrainConfig) -> None:
-    """Refuse more workers than the job's cluster has logical CPUs or, where they compute on them, GPUs.
+    """Refuse more workers than the job's cluster has, or can grow to have, logical CPUs or, where they compute on them, GPUs.
 
     Where there is no cluster, one of this machine's CPUs is started.
 
@@ -47,12 +48,14 @@ def check_fits(config: TrainConfig) -> None:
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    workers, there = config.min_workers or config.num_workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    workers, nodes = config.min_workers or config.num_workers, nodes_there(config.labels)
     for resource, words in (("CPU", "logical CPUs"), ("GPU", "GPUs")):
-        if resource in _resources(config) and workers > there.get(resource, 0):
-            raise PlanTooBig(
-                f"{workers} training workers need {workers} {words}, the cluster has {there.get(resource, 0):g}; lower num_workers"
-            )
+        there = sum(node.get(resource, 0) for node in nodes)
+        if resource not in _resources(config) or workers <= there:
+            continue
+        if can_grow_to([(_resources(config), config.labels)] * workers):
+            return
+        raise PlanTooBig(f"{workers} training workers need {workers} {words}, the cluster has {there:g}; {NO_GROWTH}; lower num_workers")
 
 
 def checkpoints_in(folder: Path) -> Path:
