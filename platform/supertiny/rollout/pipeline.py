@@ -29,7 +29,7 @@ from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.cost import machine_price
-from supertiny.errors import ConfigError, CorruptArtifact, SupertinyError
+from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
 from supertiny.llm.folders import check_folders
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.scripted import ScriptedLlm
