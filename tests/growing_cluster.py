@@ -1,6 +1,6 @@
 """A Ray whose autoscaler starts nodes: real raylets of this machine, by Ray's own fake provider, with the groups of a test.
 
-Not `ray.cluster_utils.AutoscalingCluster`: that one ends every Ray of the machine when it starts, and needs a file that Ray's wheel lacks.
+Not `ray.cluster_utils.AutoscalingCluster`: that one ends every Ray of the machine when it starts, and its provider's type needs a file that Ray's wheel lacks, so it is named as an external one here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from supertiny.pipeline.local_cluster import _answers, _free_ports
 
@@ -39,7 +39,8 @@ class GrowingCluster:
             "upscaling_speed": 4.0,
             "idle_timeout_minutes": idle_seconds / 60,
             "provider": {
-                **{"type": "fake_multinode", "gcs_address": self.address, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
+                **{"type": "external", "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__qualname__}"},
+                **{"gcs_address": self.address, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID},
                 **{"use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True},
             },
             "available_node_types": {**{name: {"node_config": {}, **each} for name, each in groups.items()}, "ray.head.default": head},
@@ -76,6 +77,8 @@ class GrowingCluster:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._head.poll() is not None:
+            return
         family = psutil.Process(self._head.pid).children(recursive=True)
         self._head.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs([psutil.Process(self._head.pid), *family], timeout=20)
