@@ -1,6 +1,7 @@
 """A Ray whose autoscaler starts nodes: real raylets of this machine, by Ray's own fake provider, with the groups of a test.
 
-Not `ray.cluster_utils.AutoscalingCluster`: that one ends every Ray of the machine when it starts, and its provider's type needs a file that Ray's wheel lacks, so it is named as an external one here.
+Not `ray.cluster_utils.AutoscalingCluster`: that one ends every Ray of the machine when it starts, and its provider's type needs a file
+that Ray's wheel lacks, so it is named as an external one here.
 """
 
 from __future__ import annotations

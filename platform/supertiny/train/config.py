@@ -83,6 +83,8 @@ class TrainConfig(StageConfig):
     """Steps between checkpoints; a killed run goes on from the last one."""
     max_failures: int = Field(1, ge=0, le=100)
     """Lost workers to recover from within one run, each time from the last checkpoint."""
+    spot: bool = False
+    """Ask after every step whether a node's end was announced, and write a checkpoint then; one process more watches for it."""
     stall_seconds: int = Field(300, ge=10, le=7200)
     """Longest wait of one worker for another (the process group's time-out)."""
     log_every_steps: int = Field(10, ge=1)
@@ -93,8 +95,8 @@ class TrainConfig(StageConfig):
     """Order of the rows, and of whatever is drawn."""
 
     def settings(self) -> dict[str, Any]:
-        """As of every stage, without the trackers and where and when the workers find a place, which change no result."""
-        return {key: value for key, value in super().settings().items() if key not in ("trackers", "labels", "start_limit_seconds")}
+        """As of every stage, without the trackers and how and where the workers find a place, which change no result."""
+        return {key: value for key, value in super().settings().items() if key not in ("trackers", "labels", "start_limit_seconds", "spot")}
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainConfig:

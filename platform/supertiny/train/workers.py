@@ -32,7 +32,6 @@ FOUND_TOGETHER = (NotFinite, CorruptArtifact, ConfigError)
 RAY_TRAIN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what datasets prints into a buffer of its own lands in the log
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more that only announces what our checkpoints survive anyway
 }
 """Variables that Ray Train reads where `fit` is called."""
 log = logging.getLogger(__name__)
@@ -82,7 +81,8 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     for leftover in checkpoints.iterdir():
         if leftover.is_file():
             leftover.unlink()  # Ray Train's notes of a killed run, which may be cut short; `work` looks at the checkpoints itself
-    os.environ.update(RAY_TRAIN, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=str(config.start_limit_seconds))
+    limits = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_limit_seconds), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+    os.environ.update(RAY_TRAIN, RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=str(int(config.spot)), **limits)
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
         train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
