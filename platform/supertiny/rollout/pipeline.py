@@ -231,7 +231,7 @@ def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...],
         .map_batches(
             actor,
             fn_constructor_args=arguments,
-            batch_size=None,
+            batch_size=layout.block_rows if layout.gpus_per_engine else None,  # the block either way; Ray Data asks for a number with GPUs
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 min_size=fewest, max_size=most, max_concurrent_calls_per_actor=layout.blocks_in_flight
