@@ -114,6 +114,16 @@ def test_a_pod_is_given_longer_to_end_than_the_longest_generation_and_its_drain(
 
 
 @every_overlay
+def test_a_worker_tells_ray_that_it_ends_and_has_longer_than_that(overlay: str) -> None:
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    for group in nodes["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        *command, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == ["python", "-m", "supertiny.drain", "--seconds"]
+        assert int(seconds) < pod["terminationGracePeriodSeconds"]
+
+
+@every_overlay
 def test_the_ray_of_every_node_is_the_locked_one(overlay: str) -> None:
     (locked,) = [line.partition("==")[2] for line in (ROOT / "requirements" / "cpu.lock").read_text().splitlines() if line[:5] == "ray=="]
     assert {cluster_spec(manifest)["rayVersion"] for manifest in built(overlay) if manifest["kind"] in OWN} == {locked}

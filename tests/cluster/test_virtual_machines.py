@@ -51,6 +51,12 @@ def test_a_stopped_container_has_time_for_a_checkpoint(name: str) -> None:
     assert "--stop-timeout 120" in cluster_config(name)["docker"]["run_options"]
 
 
+def test_workers_ask_their_cloud_whether_they_end_and_leave_time_for_it(name: str) -> None:
+    (watch,) = [command for command in cluster_config(name)["worker_start_ray_commands"] if "supertiny.drain" in command]
+    assert f"--watch {name}" in watch
+    assert float(watch.partition("--seconds ")[2].split()[0]) < {"aws": 120, "gcp": 30}[name]  # what each gives
+
+
 def test_nothing_is_kept_running_that_nobody_uses(name: str) -> None:
     config = cluster_config(name)
     assert [kind for kind, each in config["available_node_types"].items() if each["min_workers"]] == []
