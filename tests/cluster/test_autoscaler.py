@@ -23,8 +23,9 @@ from train_runs import wait_for
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 IDLE_SECONDS = 15
 GROUPS = {
+    "data": {"resources": {"CPU": 2}, "labels": {"supertiny/pool": "data"}, "min_workers": 0, "max_workers": 1},
     "teacher": {"resources": {"CPU": 4, "GPU": 2}, "labels": {"supertiny/pool": "teacher"}, "min_workers": 0, "max_workers": 2},
-    "train": {"resources": {"CPU": 2}, "labels": {"supertiny/pool": "train"}, "min_workers": 0, "max_workers": 1},
+    "train": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/pool": "train"}, "min_workers": 0, "max_workers": 1},
     "student": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/pool": "student"}, "min_workers": 0, "max_workers": 1},
 }
 ROLLOUT = """
@@ -151,7 +152,7 @@ def test_each_stage_s_demand_brings_up_its_nodes_and_idle_ones_leave(checkout: P
     finally:
         trace.end()
         trace.plot(Path(os.environ.get("SUPERTINY_TRACE", tmp_path / "trace.png")), ends)
-    assert trace.first("teacher") < trace.first("train") < trace.first("student")
+    assert trace.first("teacher") < ends["rollout"] < trace.first("train") < ends["training"] < trace.first("student")
     assert max(nodes["teacher"] for _, nodes in trace.points()) == 2  # while blocks wait, a second one comes
     assert max(nodes["train"] for _, nodes in trace.points()) == max(nodes["student"] for _, nodes in trace.points()) == 1
     print("\n" + "; ".join(f"{pool} at {trace.first(pool):.0f} s" for pool in GROUPS), ends, f"all gone at {trace.points()[-1][0]:.0f} s")
