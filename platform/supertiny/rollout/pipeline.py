@@ -212,6 +212,8 @@ def _start(
     num_engines = check_fits(layout)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    # for all of the dataset: Ray Data's own demand has no label otherwise, and brings up a node of every group, those of training too
+    context.execution_options = ray.data.ExecutionOptions(label_selector=layout.labels or None)
     context.raise_original_map_exception = True  # else ours is lost on the way from the actor
     context.checkpoint_config = CheckpointConfig(
         id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
@@ -238,7 +240,6 @@ def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...],
             ),  # Ray Data's default restarts an actor that died, and calls it again with the block that it had
             num_cpus=layout.cpus_per_engine,
             num_gpus=layout.gpus_per_engine,
-            label_selector=layout.labels or None,
         )
     )
 
@@ -270,7 +271,7 @@ def check_fits(layout: LayoutConfig) -> int:
     except PlanTooBig as error:
         fewest, _ = layout.num_engines
         engine = {"CPU": layout.cpus_per_engine, "GPU": layout.gpus_per_engine}
-        if not can_grow_to([*[(engine, layout.labels)] * fewest, ({"CPU": 1}, {})]):
+        if not can_grow_to([*[(engine, layout.labels)] * fewest, ({"CPU": 1}, layout.labels)]):
             raise PlanTooBig(f"{error}; {NO_GROWTH}") from None
         return fewest
 
