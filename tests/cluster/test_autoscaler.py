@@ -23,10 +23,10 @@ from train_runs import wait_for
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 IDLE_SECONDS = 15
 GROUPS = {
-    "data": {"resources": {"CPU": 2}, "labels": {"supertiny/pool": "data"}, "min_workers": 0, "max_workers": 1},
-    "teacher": {"resources": {"CPU": 4, "GPU": 2}, "labels": {"supertiny/pool": "teacher"}, "min_workers": 0, "max_workers": 2},
-    "train": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/pool": "train"}, "min_workers": 0, "max_workers": 1},
-    "student": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/pool": "student"}, "min_workers": 0, "max_workers": 1},
+    "data": {"resources": {"CPU": 2}, "labels": {"supertiny/group": "data"}, "min_workers": 0, "max_workers": 1},
+    "teacher": {"resources": {"CPU": 4, "GPU": 2}, "labels": {"supertiny/group": "teacher"}, "min_workers": 0, "max_workers": 2},
+    "train": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/group": "train"}, "min_workers": 0, "max_workers": 1},
+    "student": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/group": "student"}, "min_workers": 0, "max_workers": 1},
 }
 ROLLOUT = """
 run_root = "{root}"
@@ -39,7 +39,7 @@ options = {{ num_prompts = 60, asked = "{root}/asked", seconds = 0.5 }}
 num_engines = [1, 2]
 cpus_per_engine = 2
 gpus_per_engine = {gpus}
-labels = {{ "supertiny/pool" = "teacher" }}
+labels = {{ "supertiny/group" = "teacher" }}
 block_rows = 6
 blocks_in_flight = 1
 no_progress_seconds = 240
@@ -48,7 +48,7 @@ WATCH = """
 import json, sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
 while True:
-    pools = [node["Labels"].get("supertiny/pool") for node in ray.nodes() if node["Alive"]]
+    pools = [node["Labels"].get("supertiny/group") for node in ray.nodes() if node["Alive"]]
     print(json.dumps([time.time(), [pool for pool in pools if pool]]), flush=True)
     time.sleep(0.5)
 """
@@ -57,7 +57,7 @@ import sys, time, ray
 from ray import serve
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
 
-@serve.deployment(num_replicas=4, ray_actor_options={"num_cpus": 0, "num_gpus": 0.25, "label_selector": {"supertiny/pool": "student"}})
+@serve.deployment(num_replicas=4, ray_actor_options={"num_cpus": 0, "num_gpus": 0.25, "label_selector": {"supertiny/group": "student"}})
 class Student:
     def __call__(self):
         return ray.get_runtime_context().get_node_id()
@@ -128,7 +128,7 @@ def distill(checkout: Path, cluster: GrowingCluster, root: Path) -> int:
     """The exit status of a distillation with two workers of the pool `train`."""
     make_student(root)
     publish_rollouts(root, gold_rollouts(assistant_tokenizer(), 16))
-    settings = ["student=base", "epochs=1", "batch=4", "micro_batch=2", 'labels={"supertiny/pool"="train"}', "start_limit_seconds=120"]
+    settings = ["student=base", "epochs=1", "batch=4", "micro_batch=2", 'labels={"supertiny/group"="train"}', "start_limit_seconds=120"]
     command = [sys.executable, str(checkout / "jobs" / "distill.py"), *(f"--set={each}" for each in [f"run_root={root}", *settings])]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": str(checkout / "platform")}
     with (root / "log").open("ab") as log:

@@ -100,7 +100,7 @@ def test_workers_come_from_nothing_and_go_back_to_it(overlay: str) -> None:
     for group in nodes["workerGroupSpecs"]:
         assert (group["minReplicas"], group["replicas"]) == (0, 0)
         assert group["maxReplicas"] > 0
-        assert group["labels"]["supertiny/pool"] == group["groupName"]
+        assert group["labels"]["supertiny/group"] == group["groupName"]
 
 
 @every_overlay

@@ -38,7 +38,7 @@ def test_the_job_server_listens_to_the_head_alone_and_wants_a_token(name: str) -
 
 def test_every_pool_is_there_on_spot_and_as_the_same_machine_on_demand_behind_it(name: str) -> None:
     kinds = cluster_config(name)["available_node_types"]
-    assert {kind["labels"]["supertiny/pool"] for kind in kinds.values()} == POOLS | {"head"}
+    assert {kind["labels"]["supertiny/group"] for kind in kinds.values()} == POOLS | {"head"}
     for pool in POOLS:
         spot, fallback = kinds[f"{pool}-spot"], kinds[pool]
         assert spot["resources"] == fallback["resources"]

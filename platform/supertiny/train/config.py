@@ -51,7 +51,7 @@ class TrainConfig(StageConfig):
     device: Literal["cpu", "gpu"] = "cpu"
     """What a worker computes on."""
     labels: dict[str, str] = Field(default_factory=dict)
-    """Nodes that the workers may be on: those with all of these labels (Ray's `label_selector`), `{"supertiny/pool" = "train"}`."""
+    """Nodes that the workers may be on: those with all of these labels (Ray's `label_selector`), `{"supertiny/group" = "train"}`."""
     start_limit_seconds: int = Field(60, ge=10, le=7200)
     """Longest wait for a place for all workers, of three tries; a cluster that has to start GPU nodes first wants 900."""
     threads_per_worker: int = Field(1, ge=1, le=256)
