@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 IDLE_SECONDS = 15
 GROUPS = {
     "data": {"resources": {"CPU": 2}, "labels": {"supertiny/group": "data"}, "min_workers": 0, "max_workers": 1},
-    "teacher": {"resources": {"CPU": 4, "GPU": 2}, "labels": {"supertiny/group": "teacher"}, "min_workers": 0, "max_workers": 2},
+    "teacher": {"resources": {"CPU": 6, "GPU": 2}, "labels": {"supertiny/group": "teacher"}, "min_workers": 0, "max_workers": 2},
     "train": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/group": "train"}, "min_workers": 0, "max_workers": 1},
     "student": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/group": "student"}, "min_workers": 0, "max_workers": 1},
 }
@@ -84,9 +84,13 @@ class Trace:
         rows = [json.loads(line) for line in self._path.read_text().splitlines() if line.endswith("]]")]
         return [(at - rows[0][0], {pool: pools.count(pool) for pool in GROUPS}) for at, pools in rows]
 
+    def at(self, seconds: float) -> dict[str, int]:
+        """Nodes by group then."""
+        return [nodes for at, nodes in self.points() if at <= seconds][-1]
+
     def first(self, pool: str) -> float:
         """When the pool got its first node."""
-        return next(at for at, nodes in self.points() if nodes[pool])
+        return next((at for at, nodes in self.points() if nodes[pool]), float("inf"))
 
     def plot(self, path: Path, marks: dict[str, float]) -> None:
         """Nodes by pool over time, with the stages' ends."""
@@ -152,7 +156,13 @@ def test_each_stage_s_demand_brings_up_its_nodes_and_idle_ones_leave(checkout: P
     finally:
         trace.end()
         trace.plot(Path(os.environ.get("SUPERTINY_TRACE", tmp_path / "trace.png")), ends)
-    assert trace.first("teacher") < ends["rollout"] < trace.first("train") < ends["training"] < trace.first("student")
+    assert min(GROUPS, key=trace.first) == "teacher"
+    assert [trace.at(ends[stage])[group] for stage, group in (("rollout", "teacher"), ("training", "train"), ("serving", "student"))] == [
+        2,
+        1,
+        1,
+    ]
+    # Ray Data demands more than it has without the rollout's labels, so other groups may have a node meanwhile; see docs/reliability.md
     assert max(nodes["teacher"] for _, nodes in trace.points()) == 2  # while blocks wait, a second one comes
     assert max(nodes["train"] for _, nodes in trace.points()) == max(nodes["student"] for _, nodes in trace.points()) == 1
     print("\n" + "; ".join(f"{pool} at {trace.first(pool):.0f} s" for pool in GROUPS), ends, f"all gone at {trace.points()[-1][0]:.0f} s")

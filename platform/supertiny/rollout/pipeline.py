@@ -212,8 +212,7 @@ def _start(
     num_engines = check_fits(layout)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    # for all of the dataset: Ray Data's own demand has no label otherwise, and brings up a node of every group, those of training too
-    context.execution_options = ray.data.ExecutionOptions(label_selector=layout.labels or None)
+    context.execution_options = ray.data.ExecutionOptions(label_selector=layout.labels or None)  # of all tasks, not the engines alone
     context.raise_original_map_exception = True  # else ours is lost on the way from the actor
     context.checkpoint_config = CheckpointConfig(
         id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
