@@ -16,7 +16,7 @@ export RAY_AUTH_MODE RAY_AUTH_TOKEN
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo snips data serve test soak check
+.PHONY: help setup demo snips data serve test soak check doctor
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ serve: setup  ## serve the promoted model of the last run beside its teacher pip
 
 test: check  ## check, then every test; TESTS=tests/unit for some
 	$(BIN)/pytest $(TESTS)
+
+doctor: setup  ## every node of the running Ray (RAY_ADDRESS), else this machine: versions, GPUs, storage, clock, ports, tokens, disk
+	$(BIN)/python jobs/doctor.py --set run_root="$(abspath $(RUN_ROOT))" --set git_revision=$(GIT_REVISION)
 
 soak: setup  ## a million rows through the rollout's graph: memory of the driver, cost by the number of rows; an hour
 	$(BIN)/pytest -m soak --capture=no tests/soak

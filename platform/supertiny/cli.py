@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from supertiny.config import Config, JobConfig, load
 from supertiny.errors import ConfigError, SupertinyError
+from supertiny.revision import code_hash, image_revision, other_code_beside
 
 C = TypeVar("C", bound=Config)
 log = logging.getLogger("supertiny")
@@ -53,9 +54,12 @@ def run_job(
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(config.model_dump_json(indent=2, exclude_defaults=not flags.dry_run))
+    if other := other_code_beside(_checkout(job.__file__)):
+        log.warning("%s", other)
     if isinstance(config, JobConfig):
         outputs = Path(config.run_root).expanduser()
-        log.info("supertiny %s, revision %s; outputs in %s", package_version(), config.git_revision, outputs)
+        image = f", image of revision {image_revision()}" if image_revision() else ""
+        log.info("supertiny %s, code %s, revision %s%s; outputs in %s", package_version(), code_hash(), config.git_revision, image, outputs)
     if not flags.dry_run:
         return _run(main, config)
     if estimate is not None:

@@ -11,6 +11,8 @@ SupertinyError
 ├── ToolFailure         (RuntimeError)       a tool refused its arguments, raised, or ran out of time
 ├── PromptRefused       (ValueError)         an engine cannot take a prompt: too long, or nothing its template or grammar knows
 ├── ArmBusy             (RuntimeError)       a served arm's queue is full, or no replica of it is up
+├── OpenCluster         (PermissionError)    strangers could send jobs to the cluster that this one would run on
+├── Unhealthy           (RuntimeError)       `jobs/doctor.py` found what would fail later
 ├── NotFinite           (ArithmeticError)    a loss or gradient is NaN or infinite
 └── GateNotPassed       (RuntimeError)       promotion of an artifact whose gate did not pass
 
@@ -60,6 +62,14 @@ class PromptRefused(SupertinyError, ValueError):
 
 class ArmBusy(SupertinyError, RuntimeError):
     """A served arm's queue is full, or no replica of it is up."""
+
+
+class OpenCluster(SupertinyError, PermissionError):
+    """Strangers could send jobs to the cluster that this one would run on."""
+
+
+class Unhealthy(SupertinyError, RuntimeError):
+    """`jobs/doctor.py` found what would fail later."""
 
 
 class NotFinite(SupertinyError, ArithmeticError):

@@ -69,7 +69,7 @@ def test_a_dead_evaluator_is_replaced() -> None:
 
 
 def test_gpus_that_the_cluster_never_has_are_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(PlanTooBig, match=r"1 CPU and 64 GPUs; the cluster has 8 and"):
+    with pytest.raises(PlanTooBig, match=r"1 CPU and 64 GPUs of one node; the cluster's nodes have 8 and"):
         evaluate(config(tmp_path, model=f"{SHIPPED}/base", num_gpus=64))
 
 

@@ -28,7 +28,7 @@ JOBS = sorted((ROOT / "jobs").glob("*.py"))
 CONFIGS = sorted((ROOT / "jobs" / "configs").rglob("*.toml"))
 YAMLS = [ROOT / ".pre-commit-config.yaml", *sorted(path for top in ("serve", "cluster") for path in (ROOT / top).rglob("*.yaml"))]
 LIGHT = [
-    *(PACKAGE / f"{name}.py" for name in ("errors", "config", "cli", "records")),
+    *(PACKAGE / f"{name}.py" for name in ("errors", "config", "cli", "records", "revision", "jobserver")),
     *sorted([*PACKAGE.glob("*/config.py"), *PACKAGE.glob("*/*_config.py")]),
 ]
 LIGHT_LIBRARIES = {"supertiny", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}

@@ -44,6 +44,9 @@ def test_dollars_and_what_is_left_are_what_they_are_now(tmp_path: Path) -> None:
     assert found["supertiny_rollout_usd", (("kind", "reserved"),)] > 0
     assert found["supertiny_rollout_rows_left", ()] == 7
     assert found["supertiny_rollout_seconds_left", ()] > 0
+    assert ("supertiny_rollout_budget_usd", ()) not in found
+    spending.budget_usd = 40.0
+    assert dict(gauges(tally, spending, total=10))["supertiny_rollout_budget_usd", ()] == 40.0
     assert ("supertiny_rollout_seconds_left", ()) not in dict(gauges(Tally(tmp_path, tmp_path), spending, total=10))
 
 

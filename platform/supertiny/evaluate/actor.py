@@ -6,8 +6,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -19,10 +20,13 @@ from supertiny.evaluate.config import EvaluateConfig
 from supertiny.evaluate.measure import Measurement, answer_all, latencies, make_system
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt
+from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.tasks.base import load_task
 
-_EVALUATORS: dict[tuple[str, float], Any] = {}
-"""Actor handles by Ray job and GPUs: an actor lives as long as a handle of it."""
+Key = tuple[str, float, tuple[tuple[str, str], ...]]
+"""Ray job, GPUs, labels of the node."""
+_EVALUATORS: dict[Key, Any] = {}
+"""Actor handles: an actor lives as long as a handle of it."""
 log = logging.getLogger(__name__)
 
 
@@ -64,8 +68,8 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
         SupertinyError: what the engine or the task raised.
     """
     _connect()
-    _check_fits(config.num_gpus)
-    actor = evaluator(config.num_gpus, config.start_limit_seconds)
+    _check_fits(config.num_gpus, config.labels)
+    actor = evaluator(config.num_gpus, config.start_limit_seconds, config.labels)
     try:
         measurement: Measurement = ray.get(actor.measure.remote(str(model_path), config, list(prompts)))
         return measurement
@@ -75,20 +79,22 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
         raise
     finally:
         if config.num_gpus:
-            ray.kill(_EVALUATORS.pop(_key(config.num_gpus)))
+            ray.kill(_EVALUATORS.pop(_key(config.num_gpus, config.labels)))
 
 
-def evaluator(num_gpus: float, limit_seconds: float) -> Any:
+def evaluator(num_gpus: float, limit_seconds: float, labels: Mapping[str, str] = MappingProxyType({})) -> Any:
     """This driver's evaluator, alive and the same at every call. It takes a CPU to be placed and none while it waits.
 
     Raises:
         NoProgress: no CPU or GPU came free in time, or it died twice while it started.
     """
-    key = _key(num_gpus)
+    key = _key(num_gpus, labels)
     for _ in range(2):
         if key not in _EVALUATORS:
-            resources = {"num_cpus": 1, "num_gpus": num_gpus} if num_gpus else {}  # Ray's default: a CPU to be placed, none after
-            _EVALUATORS[key] = ray.remote(Evaluator).options(**resources).remote()
+            place: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
+            if num_gpus:
+                place |= {"num_cpus": 1, "num_gpus": num_gpus}  # without, Ray's default: a CPU to be placed, none after
+            _EVALUATORS[key] = ray.remote(Evaluator).options(**place).remote()
         try:
             ray.get(_EVALUATORS[key].ready.remote(), timeout=limit_seconds)
             return _EVALUATORS[key]
@@ -101,8 +107,8 @@ def evaluator(num_gpus: float, limit_seconds: float) -> Any:
     raise NoProgress("the evaluator died twice while it started; its log is in Ray's session folder")
 
 
-def _key(num_gpus: float) -> tuple[str, float]:
-    return ray.get_runtime_context().get_job_id(), num_gpus
+def _key(num_gpus: float, labels: Mapping[str, str]) -> Key:
+    return ray.get_runtime_context().get_job_id(), num_gpus, tuple(sorted(labels.items()))
 
 
 def _connect() -> None:
@@ -111,9 +117,10 @@ def _connect() -> None:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
 
 
-def _check_fits(num_gpus: float) -> None:
-    has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if has.get("CPU", 0) < 1 or has.get("GPU", 0) < num_gpus:
-        raise PlanTooBig(
-            f"an evaluation needs 1 CPU and {num_gpus:g} GPUs; the cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}"
-        )
+def _check_fits(num_gpus: float, labels: Mapping[str, str]) -> None:
+    nodes = nodes_there(labels)
+    if any(node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    if not can_grow_to([({"CPU": 1, "GPU": num_gpus}, labels)]):
+        has = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes) or "none"
+        raise PlanTooBig(f"an evaluation needs 1 CPU and {num_gpus:g} GPUs of one node; the cluster's nodes have {has}; {NO_GROWTH}")

@@ -39,12 +39,18 @@ class EvaluateConfig(StageConfig):
     """The engine under the model."""
     num_gpus: float = Field(0, ge=0)
     """GPUs of the evaluating actor; with any, the actor ends with the evaluation and gives them back."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes that it may be on: those with all of these labels (Ray's `label_selector`)."""
     start_limit_seconds: float = Field(300, gt=0)
     """Longest wait for a place in the cluster."""
     machine: str = "m7i-large"
     """The machine that this runs on, by its name in the price table."""
     prices: str | None = None
     """Price table (TOML); None takes the checkout's `cluster/prices.toml`."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, without where it finds a place, which changes no answer."""
+        return {key: value for key, value in super().settings().items() if key != "labels"}
 
     @model_validator(mode="before")
     @classmethod

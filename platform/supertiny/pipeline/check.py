@@ -9,6 +9,7 @@ import ray
 from supertiny.artifacts import open_artifact
 from supertiny.config import StageConfig
 from supertiny.cost import machine_price
+from supertiny.doctor.examine import refuse_strangers
 from supertiny.evaluate.judge import choose
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.rollout.pipeline import check_fits as check_rollout_fits
@@ -29,15 +30,18 @@ def check(config: PipelineConfig) -> None:
         ConfigError: a task refuses its options, the split has too few prompts to evaluate, the price table lacks the machine, or a tracker
             is not installed.
         PlanTooBig: the cluster is too small for a stage.
+        OpenCluster: others reach its job server, and it asks them for no token.
     """
     check_inputs(config)
     for section in (config.rollout, config.rl, config.evaluate):
         load_task(section.task)
     choose(load_task(config.evaluate.task).prompts(config.evaluate.split), config.evaluate.num_prompts, config.evaluate.split)
-    machine_price(config.evaluate.machine, config.evaluate.prices)
+    for section in (config.evaluate, config.evaluate_teacher):
+        machine_price(section.machine, section.prices)
     machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
+    refuse_strangers()
     check_rollout_fits(config.rollout.layout)
     for stage in (*config.transfers, config.heal):
         check_workers_fit(stage)
@@ -57,7 +61,7 @@ def check_inputs(config: PipelineConfig) -> None:
         for uri, kind in inputs(stage):
             if uri not in made:
                 open_artifact(uri, config.run_root, kind)
-        made.add(stage.name)
+        made |= {stage.name, f"{stage.name}-rollouts"} if stage is config.prune else {stage.name}
 
 
 def inputs(stage: StageConfig) -> list[tuple[str, str]]:

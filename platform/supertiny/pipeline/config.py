@@ -84,7 +84,9 @@ class PipelineConfig(JobConfig):
     w8a8: QuantizeConfig
     """8-bit weights and activations."""
     evaluate: EvaluateConfig
-    """How every model is evaluated; `name`, `model` and `system` are set for each."""
+    """How every student is evaluated; `name`, `model` and `system` are set for each."""
+    evaluate_teacher: EvaluateConfig
+    """The same for the teacher pipeline, which may need other GPUs: what `evaluate` says, unless it says otherwise itself."""
     gate: GateConfig
     """The comparison that decides; its candidate is the better of the quantized students."""
     parity: ParityConfig | None = None
@@ -130,6 +132,7 @@ class PipelineConfig(JobConfig):
         for name, start in CHAIN.items():
             _refuse_pinned(name, start, values.get(name))
         sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name, {})) for name, start in CHAIN.items()}
+        sections["evaluate_teacher"] = _merged(sections["evaluate"], {"system": "teacher"}, values.get("evaluate_teacher", {}))
         for section in sections.values():
             if section.get("mode") == "on_policy":
                 section["on_policy"] = _merged(teacher, section.get("on_policy", {}))

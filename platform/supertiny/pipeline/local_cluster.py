@@ -21,6 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from supertiny.errors import NoProgress
+from supertiny.jobserver import refuse_open
 
 QUIET_AND_OFFLINE = {
     "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
@@ -101,7 +102,12 @@ def local_cluster(num_cpus: int, *, start_limit_seconds: float = 120.0) -> Itera
 
 
 def submit_job(cluster: LocalCluster, checkout: Path, entrypoint: list[str]) -> int:
-    """Exit status of `ray job submit`, the job's log streamed to this terminal; Ctrl-C stops the job too."""
+    """Exit status of `ray job submit`, the job's log streamed to this terminal; Ctrl-C stops the job too.
+
+    Raises:
+        OpenCluster: others reach the job server, and it asks them for no token.
+    """
+    refuse_open(cluster.dashboard_url)
     submission_id = f"supertiny-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     address = ["--address", cluster.dashboard_url]
     runtime_env = ["--working-dir", str(checkout), "--runtime-env", str(checkout / "cluster" / "runtime_env.yaml")]

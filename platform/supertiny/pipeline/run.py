@@ -73,4 +73,5 @@ def evaluate_model(
     config: PipelineConfig, stage: str, uri: str | None = None, system: Literal["student", "teacher"] = "student"
 ) -> Artifact:
     """A stage's evaluation, `eval-<stage>`: of the model that it published, or of the one at `uri`."""
-    return evaluate(config.evaluate.model_copy(update={"name": f"eval-{stage}", "model": uri or stage, "system": system}))
+    section = config.evaluate_teacher if system == "teacher" else config.evaluate
+    return evaluate(section.model_copy(update={"name": f"eval-{stage}", "model": uri or stage, "system": system}))

@@ -20,6 +20,8 @@ class LayoutConfig(Config):
     """Logical CPUs of one node that an engine's actor takes; Ray Data's own tasks need one more CPU of the cluster."""
     gpus_per_engine: float = Field(0.0, ge=0)
     """GPUs of one node that an engine's actor takes: one a worker, or a fraction of one that engines share."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes that the rollout may use: those with all of these labels (Ray's `label_selector`), `{"supertiny/group" = "teacher"}`."""
     block_rows: int = Field(64, gt=0)
     """Rollouts of one block: what is written, and never redone, at once."""
     blocks_in_flight: int = Field(5, gt=0)

@@ -24,6 +24,7 @@ COUNTERS = {
 }
 GAUGES = {
     "supertiny_rollout_usd": ("Dollars so far, over all attempts, by what for.", ("kind",)),
+    "supertiny_rollout_budget_usd": ("Dollars after which the rollout stops, where it has such a budget.", ()),
     "supertiny_rollout_rows_left": ("Rollouts still to be made.", ()),
     "supertiny_rollout_seconds_left": ("Seconds until they are made, at the speed so far.", ()),
 }
@@ -75,6 +76,8 @@ def gauges(tally: Tally, spending: Spending, total: int) -> Iterator[tuple[Key, 
     """The gauges' values now; no time left is told while none is known."""
     yield ("supertiny_rollout_usd", (("kind", "reserved"),)), spending.usd - spending.endpoint_usd
     yield ("supertiny_rollout_usd", (("kind", "endpoint"),)), spending.endpoint_usd
+    if spending.budget_usd is not None:
+        yield ("supertiny_rollout_budget_usd", ()), spending.budget_usd
     yield ("supertiny_rollout_rows_left", ()), total - tally.rollouts
     if tally.rollouts:
         yield ("supertiny_rollout_seconds_left", ()), tally.seconds_left(total)

@@ -29,7 +29,7 @@ from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.cost import machine_price
-from supertiny.errors import ConfigError, CorruptArtifact, SupertinyError
+from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
 from supertiny.llm.folders import check_folders
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.scripted import ScriptedLlm
@@ -47,6 +47,7 @@ from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.spending import Spending
 from supertiny.rollout.student import Scores, StudentActor, check_tokenizer, with_score, write_unscored
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
+from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
@@ -211,6 +212,7 @@ def _start(
     num_engines = check_fits(layout)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.execution_options = ray.data.ExecutionOptions(label_selector=layout.labels or None)  # of all tasks, not the engines alone
     context.raise_original_map_exception = True  # else ours is lost on the way from the actor
     context.checkpoint_config = CheckpointConfig(
         id_column="rollout_id", checkpoint_path=str(done), checkpoint_manager_cls=_RowsChosenBefore, delete_checkpoint_on_success=False
@@ -230,7 +232,7 @@ def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...],
         .map_batches(
             actor,
             fn_constructor_args=arguments,
-            batch_size=None,
+            batch_size=layout.block_rows if layout.gpus_per_engine else None,  # the block either way; Ray Data asks for a number with GPUs
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 min_size=fewest, max_size=most, max_concurrent_calls_per_actor=layout.blocks_in_flight
@@ -262,9 +264,15 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def check_fits(layout: LayoutConfig) -> int:
-    """How many engines will run on this driver's cluster; raises as `engines_that_fit`."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    return engines_that_fit(layout, [node["Resources"] for node in nodes if node["Alive"]])
+    """How many engines will run on this driver's cluster, as it is or as it can grow; raises as `engines_that_fit`."""
+    try:
+        return engines_that_fit(layout, nodes_there(layout.labels))
+    except PlanTooBig as error:
+        fewest, _ = layout.num_engines
+        engine = {"CPU": layout.cpus_per_engine, "GPU": layout.gpus_per_engine}
+        if not can_grow_to([*[(engine, layout.labels)] * fewest, ({"CPU": 1}, layout.labels)]):
+            raise PlanTooBig(f"{error}; {NO_GROWTH}") from None
+        return fewest
 
 
 class _RowsChosenBefore(IdColumnCheckpointManager):

@@ -50,6 +50,10 @@ class TrainConfig(StageConfig):
     """Fewest workers to go on with where some are lost and the cluster has no others; `num_workers` again once it has. None takes all."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What a worker computes on."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes that the workers may be on: those with all of these labels (Ray's `label_selector`), `{"supertiny/group" = "train"}`."""
+    start_limit_seconds: int = Field(60, ge=10, le=7200)
+    """Longest wait for a place for all workers, of three tries; a cluster that has to start GPU nodes first wants 900."""
     threads_per_worker: int = Field(1, ge=1, le=256)
     """Threads that one worker computes with (torch's intra-op threads)."""
     batch: int = Field(32, ge=1)
@@ -79,6 +83,8 @@ class TrainConfig(StageConfig):
     """Steps between checkpoints; a killed run goes on from the last one."""
     max_failures: int = Field(1, ge=0, le=100)
     """Lost workers to recover from within one run, each time from the last checkpoint."""
+    spot: bool = False
+    """Ask after every step whether a node's end was announced, and write a checkpoint then; one process more watches for it."""
     stall_seconds: int = Field(300, ge=10, le=7200)
     """Longest wait of one worker for another (the process group's time-out)."""
     log_every_steps: int = Field(10, ge=1)
@@ -89,8 +95,8 @@ class TrainConfig(StageConfig):
     """Order of the rows, and of whatever is drawn."""
 
     def settings(self) -> dict[str, Any]:
-        """As of every stage, without the trackers, which change no result."""
-        return {key: value for key, value in super().settings().items() if key != "trackers"}
+        """As of every stage, without the trackers and how and where the workers find a place, which change no result."""
+        return {key: value for key, value in super().settings().items() if key not in ("trackers", "labels", "start_limit_seconds", "spot")}
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainConfig:

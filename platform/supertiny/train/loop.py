@@ -22,6 +22,7 @@ from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal
 from supertiny.train.config import DistillConfig
 from supertiny.train.lora import add_lora
 from supertiny.train.metrics import check_finite, keep_until
+from supertiny.train.notice import Notice
 from supertiny.train.objective import objective_of
 from supertiny.train.ops import make_universal, prepare_deepspeed, zero_settings
 from supertiny.train.packing import PackedRows, read_rows
@@ -50,7 +51,7 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     engine = _engine(config, plan.student, universal=resized)
     first_step = _resume(engine, checkpoint, resized) if checkpoint else 0
     progress = _start_progress(plan, engine, first_step) if worker == 0 else None
-    validation = open_validation(plan, first_step)
+    validation, notice = open_validation(plan, first_step), Notice(config.spot)
     if validation and not first_step:
         validation.ask(engine.module.model, 0)
     for step, batch in enumerate(batches(rows.lengths, config.batch, config.seed, first_step, plan.num_steps), first_step + 1):
@@ -61,8 +62,11 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
             metrics |= validation.ask(engine.module.model, step)
         if progress:
             progress.log({**metrics, "learning_rate": learning_rate(step, plan.num_steps, config)}, step)
-        if step % config.checkpoint_every_steps == 0 and step < plan.num_steps:
+        ends = notice.came()
+        if (ends or step % config.checkpoint_every_steps == 0) and step < plan.num_steps:
             _checkpoint(engine, checkpoint_folder(plan.checkpoints, step), step, metrics)
+            if ends:
+                notice.wait_for_the_end()
     if progress:
         progress.close()
     return metrics | publish(engine.module.model, validation, plan.output, config.zero_stage)

@@ -21,6 +21,7 @@ from supertiny.tracking import Tracker, open_trackers
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
 from supertiny.train.config import DrawConfig, TrainConfig
 from supertiny.train.metrics import keep_until
+from supertiny.train.notice import AnswerNotice, Notice
 from supertiny.train.ops import prepare_deepspeed, zero_settings
 from supertiny.train.plan import DrawPlan
 from supertiny.train.validation import EXACT_MATCH, Validation, open_validation, publish
@@ -59,7 +60,7 @@ def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, 
     validation = open_validation(plan, first_step)
     watch = Watch(plan, {**METRICS, **names}, first_step, validation)
     model = AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=plan.config.attention)
-    trainer = build(model, tokenizer, [watch, SealCheckpoints(plan.checkpoints)])
+    trainer = build(model, tokenizer, [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot))])
     trainer.remove_callback(PrinterCallback)  # the trainer's own lines, which say what ours do at length
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.close()

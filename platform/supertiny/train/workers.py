@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from supertiny.cli import configure_logging
 from supertiny.errors import ConfigError, CorruptArtifact, NoProgress, NotFinite, PlanTooBig, SupertinyError
+from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.train.config import TrainConfig
 
 KEPT_CHECKPOINTS = 2
@@ -31,14 +32,13 @@ FOUND_TOGETHER = (NotFinite, CorruptArtifact, ConfigError)
 RAY_TRAIN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what datasets prints into a buffer of its own lands in the log
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more that only announces what our checkpoints survive anyway
 }
 """Variables that Ray Train reads where `fit` is called."""
 log = logging.getLogger(__name__)
 
 
 def check_fits(config: TrainConfig) -> None:
-    """Refuse more workers than the job's cluster has logical CPUs or, where they compute on them, GPUs.
+    """Refuse more workers than the job's cluster has, or can grow to have, logical CPUs or, where they compute on them, GPUs.
 
     Where there is no cluster, one of this machine's CPUs is started.
 
@@ -47,12 +47,14 @@ def check_fits(config: TrainConfig) -> None:
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    workers, there = config.min_workers or config.num_workers, ray.cluster_resources()  # type: ignore[no-untyped-call]
+    workers, nodes = config.min_workers or config.num_workers, nodes_there(config.labels)
     for resource, words in (("CPU", "logical CPUs"), ("GPU", "GPUs")):
-        if resource in _resources(config) and workers > there.get(resource, 0):
-            raise PlanTooBig(
-                f"{workers} training workers need {workers} {words}, the cluster has {there.get(resource, 0):g}; lower num_workers"
-            )
+        there = sum(node.get(resource, 0) for node in nodes)
+        if resource not in _resources(config) or workers <= there:
+            continue
+        if can_grow_to([(_resources(config), config.labels)] * workers):
+            return
+        raise PlanTooBig(f"{workers} training workers need {workers} {words}, the cluster has {there:g}; {NO_GROWTH}; lower num_workers")
 
 
 def checkpoints_in(folder: Path) -> Path:
@@ -79,7 +81,8 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     for leftover in checkpoints.iterdir():
         if leftover.is_file():
             leftover.unlink()  # Ray Train's notes of a killed run, which may be cut short; `work` looks at the checkpoints itself
-    os.environ.update(RAY_TRAIN)
+    limits = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(config.start_limit_seconds), "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+    os.environ.update(RAY_TRAIN, RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=str(int(config.spot)), **limits)
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
         train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
@@ -87,6 +90,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
             num_workers=_workers(config),  # type: ignore[arg-type] # Ray's second API takes a range, its annotation is the first's
             use_gpu=config.device == "gpu",
             resources_per_worker=_resources(config),
+            label_selector=config.labels or None,  # type: ignore[call-arg] # of the second Ray Train API
         ),
         torch_config=TorchConfig(backend="nccl" if config.device == "gpu" else "gloo", timeout_s=config.stall_seconds),
         run_config=RunConfig(

@@ -1,0 +1,65 @@
+"""What a training worker makes of a notice that one of the run's nodes will be taken away: a checkpoint, and no step after it.
+
+Who is told of the end of a machine tells Ray (`supertiny.drain`), Ray Train every worker. A step made after the checkpoint would be lost
+with the node, so the workers wait; Ray Train starts all of them again when the node's time is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import ray.train
+from transformers import TrainerCallback
+
+_WITHOUT_DEADLINE_SECONDS = 120.0
+"""What Ray Train takes for the deadline of a notice that has none."""
+_GRACE_SECONDS = 10.0
+log = logging.getLogger(__name__)
+
+
+class Notice:
+    """The notices of one run, of which every worker hears in the same step; all of them have to ask.
+
+    Args:
+        spot: whether there can be any; each question is a round of messages between the workers.
+    """
+
+    def __init__(self, spot: bool) -> None:
+        self._spot = spot
+        self._answered: set[str] = set()
+        self._until = 0.0
+
+    def came(self) -> bool:
+        """Whether a node's end has been announced since the last time."""
+        if not self._spot or (info := ray.train.get_preemption_info()) is None:
+            return False
+        new = set(info.preempted_node_ids) - self._answered
+        self._answered |= new
+        if new:
+            self._until = info.deadline_ms / 1000 if info.deadline_ms else time.time() + _WITHOUT_DEADLINE_SECONDS
+            log.warning("a node of this run will be taken away in %.0f s: checkpoint now", self._until - time.time())
+        return bool(new)
+
+    def wait_for_the_end(self) -> None:
+        """Sleep until the announced end is past, and a little; who lives then goes on, for the node was left after all."""
+        time.sleep(max(0.0, self._until + _GRACE_SECONDS - time.time()))
+
+
+class AnswerNotice(TrainerCallback):
+    """The same in a trainer of TRL's; after SealCheckpoints, so that the checkpoint is one before the wait."""
+
+    def __init__(self, notice: Notice) -> None:
+        self._notice = notice
+        self._waits = False
+
+    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
+        """Called by the trainer on every worker; asks for a checkpoint."""
+        if self._notice.came():
+            self._waits = control.should_save = True  # type: ignore[attr-defined]
+
+    def on_save(self, args: object, state: object, control: object, **_: object) -> None:
+        """Called by the trainer on every worker, the checkpoint written."""
+        if self._waits:
+            self._waits = False
+            self._notice.wait_for_the_end()

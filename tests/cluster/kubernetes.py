@@ -1,0 +1,104 @@
+"""The manifests of cluster/kuberay as Kubernetes would get them, and what says whether it would take them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from manifests import CLUSTER, ROOT
+
+Manifest = dict[str, Any]
+KUBERAY = CLUSTER / "kuberay"
+OVERLAYS = [f"{size}/{what}" for size in ("kind", "gpu") for what in ("cluster", "service", "pipeline")]
+OWN = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayService": "rayservice"}
+"""KubeRay's kinds, and their schemas' names."""
+
+
+def kustomize_command() -> list[str]:
+    """`kustomize build`, by itself or in kubectl; skips the test where there is neither."""
+    if path := shutil.which("kustomize"):
+        return [path, "build"]
+    if path := shutil.which("kubectl"):
+        return [path, "kustomize"]
+    pytest.skip("neither kustomize nor kubectl is installed: the overlays of cluster/kuberay are NOT checked")
+
+
+@cache
+def built(overlay: str) -> list[Manifest]:
+    """What `kubectl apply -k` of an overlay applies."""
+    ran = subprocess.run([*kustomize_command(), str(KUBERAY / "overlays" / overlay)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    return list(yaml.safe_load_all(ran.stdout))
+
+
+def one(manifests: list[Manifest], kind: str, name: str = "") -> Manifest:
+    """The only manifest of a kind, or of a kind and name."""
+    (found,) = [each for each in manifests if each["kind"] == kind and name in ("", each["metadata"]["name"])]
+    return found
+
+
+def stage_jobs() -> dict[str, Manifest]:
+    """The RayJobs that `kubectl create -f` takes, by stage."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted((KUBERAY / "jobs").glob("*.yaml"))}
+
+
+def cluster_spec(manifest: Manifest) -> Manifest:
+    """The nodes of a RayCluster, or those that a RayService or RayJob brings along."""
+    key = {"RayCluster": None, "RayService": "rayClusterConfig", "RayJob": "rayClusterSpec"}[manifest["kind"]]
+    spec: Manifest = manifest["spec"] if key is None else manifest["spec"][key]
+    return spec
+
+
+def pod_specs(manifest: Manifest) -> list[Manifest]:
+    """Every pod that a manifest makes."""
+    if manifest["kind"] == "StatefulSet":
+        return [manifest["spec"]["template"]["spec"]]
+    pods = []
+    if manifest["kind"] in OWN and "clusterSelector" not in manifest["spec"]:
+        nodes = cluster_spec(manifest)
+        pods = [group["template"]["spec"] for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"])]
+    submitter = manifest["spec"].get("submitterPodTemplate") if manifest["kind"] == "RayJob" else None
+    return [*pods, submitter["spec"]] if submitter else pods
+
+
+@cache
+def kuberay_schema(kind: str) -> Manifest:
+    """KubeRay's own schema of a kind, in which a key that it does not know is an error; skips the test where there is none."""
+    folder = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schemas" / "kuberay-1.7.0"))
+    path = folder / f"{OWN[kind]}_v1.json"
+    if not path.exists():
+        pytest.skip(f"no KubeRay schema at {path}: {kind} is NOT checked; name the folder in KUBERAY_SCHEMAS")
+    schema: Manifest = _closed(json.loads(path.read_text()))
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+def check(manifest: Manifest) -> None:
+    """Raise where KubeRay's or Kubernetes' own schema refuses a manifest."""
+    if manifest["kind"] in OWN:
+        jsonschema.validate(manifest, kuberay_schema(manifest["kind"]))
+        return
+    kubernetes_validate = pytest.importorskip(
+        "kubernetes_validate", reason="kubernetes-validate is not installed: Kubernetes' own kinds are NOT checked"
+    )
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+
+
+def _closed(schema: Any) -> Any:
+    """A schema that refuses unknown keys wherever it names the known ones."""
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and "additionalProperties" not in schema:
+        closed["additionalProperties"] = False
+    return closed

