@@ -14,4 +14,6 @@ def check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise ConfigError(f"port {port} is taken on this machine; stop what listens there, or take another port (make: PORT=8001)") from None
+            raise ConfigError(
+                f"port {port} is taken on this machine; stop what listens there, or take another port (make: PORT=8001)"
+            ) from None
