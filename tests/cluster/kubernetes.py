@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from manifests import CLUSTER, ROOT
@@ -86,9 +87,6 @@ def check(manifest: Manifest) -> None:
     if manifest["kind"] in OWN:
         jsonschema.validate(manifest, kuberay_schema(manifest["kind"]))
         return
-    kubernetes_validate = pytest.importorskip(
-        "kubernetes_validate", reason="kubernetes-validate is not installed: Kubernetes' own kinds are NOT checked"
-    )
     kubernetes_validate.validate(manifest, "1.33", strict=True)
 
 
