@@ -46,6 +46,7 @@ def local_ray() -> Iterator[None]:
     import ray
 
     with tempfile.TemporaryDirectory(prefix="supertiny-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # actors import the tests' tasks
         patch.setenv("RAY_TMPDIR", folder)  # short, since sockets lie in it; actors that look for "the" Ray find this one by it
         ray.init(
             "local",  # never a cluster that RAY_ADDRESS names

@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 PROMPTS, BLOCK, ENGINES = 150, 6, 2
 CPUS_OF_A_NODE = 3
 """An engine takes two, so that a node has one engine and a CPU for Ray Data's tasks."""
+GPUS_OF_A_NODE = 1
+"""Simulated. Of CPUs alone Ray Data keeps half for its other tasks, and the pool would not grow on so small a cluster."""
 CONFIG = """
 run_root = "{root}"
 group_size = 1
@@ -38,6 +40,7 @@ options = {{ num_prompts = {prompts}, asked = "{root}/asked", seconds = 1.0 }}
 [layout]
 num_engines = {engines}
 cpus_per_engine = 2
+gpus_per_engine = 1
 block_rows = {block}
 blocks_in_flight = 1
 no_progress_seconds = 120
@@ -94,7 +97,7 @@ def nodes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     log = tmp_path_factory.mktemp("cluster") / "log"
     with tempfile.TemporaryDirectory(prefix="st-") as folder, SimulatedCluster(folder, path, log) as cluster:
-        yield Nodes(cluster, cluster.add_node(CPUS_OF_A_NODE), cluster.add_node(CPUS_OF_A_NODE))
+        yield Nodes(cluster, cluster.add_node(CPUS_OF_A_NODE, GPUS_OF_A_NODE), cluster.add_node(CPUS_OF_A_NODE, GPUS_OF_A_NODE))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,7 @@ def test_a_rollout_whose_engine_and_then_a_node_are_killed_makes_the_same_table_
         before_node = job.finished()
         assert len(before_node) < PROMPTS
         os.kill(nodes.second, signal.SIGKILL)
-        nodes.second = nodes.cluster.add_node(CPUS_OF_A_NODE)  # as an autoscaler would replace it
+        nodes.second = nodes.cluster.add_node(CPUS_OF_A_NODE, GPUS_OF_A_NODE)  # as an autoscaler would replace it
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
