@@ -24,7 +24,14 @@ ANSWER = "one two three four five"
 TEACHER = ArmConfig(scripted=ScriptedConfig(answer="teacher"))
 
 
-def config(replicas: int = 3, delay_seconds: float = 0.2, ongoing: int = 64, queued: int = 64, answer: str = ANSWER) -> ServeConfig:
+def config(
+    replicas: int = 3,
+    delay_seconds: float = 0.2,
+    ongoing: int = 64,
+    queued: int = 64,
+    queue_seconds: float | None = None,
+    answer: str = ANSWER,
+) -> ServeConfig:
     """A student of so many scripted replicas."""
     student = ArmConfig(
         min_replicas=replicas,
@@ -32,6 +39,7 @@ def config(replicas: int = 3, delay_seconds: float = 0.2, ongoing: int = 64, que
         target_ongoing_requests=ongoing,
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
+        queue_seconds=queue_seconds,
         scripted=ScriptedConfig(answer=answer, delay_seconds=delay_seconds, max_num_seqs=ongoing),
     )
     return ServeConfig(student_arm=student, teacher_arm=TEACHER, router_replicas=2)
@@ -137,7 +145,7 @@ def test_a_rolling_update_of_the_model_loses_no_request(url: str) -> None:
 
 def test_an_overload_is_refused_with_retry_after_and_the_admitted_are_not_slow(url: str) -> None:
     places, delay_seconds = 8, 1.0  # slow engines, so that it is they who are overloaded and not this machine
-    update(config(replicas=1, delay_seconds=delay_seconds, ongoing=places, queued=1))
+    update(config(replicas=1, delay_seconds=delay_seconds, ongoing=places, queued=2, queue_seconds=delay_seconds / 2))
     capacity = places / delay_seconds
     with clients(url, places) as calm:
         time.sleep(8)

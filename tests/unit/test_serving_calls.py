@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import RayActorError
 from tests.fake_arms import FakeArm
 
+from supertiny.errors import ArmBusy
 from supertiny.serving.call import CallContext, current_call, in_time, within
 from supertiny.serving.probes import Probes
 from supertiny.serving.retry import answered, streamed
@@ -19,8 +20,9 @@ LATE = object()
 class Response:
     """A call of a replica that dies, or gives items."""
 
-    def __init__(self, items: list[Any], seconds: float = 0.0) -> None:
+    def __init__(self, items: list[Any], seconds: float = 0.0, queued_seconds: float = 0.0) -> None:
         self.cancelled = False
+        self._queued_seconds = queued_seconds
         self._items = items
         self._seconds = seconds
 
@@ -29,6 +31,11 @@ class Response:
 
     def __await__(self) -> Any:
         return self._first().__await__()
+
+    async def _to_object_ref(self) -> None:
+        await asyncio.sleep(self._queued_seconds)
+
+    _to_object_ref_gen = _to_object_ref
 
     async def _first(self) -> Any:
         async for item in self:
@@ -71,6 +78,15 @@ def test_a_stream_that_has_begun_is_not_begun_again() -> None:
 def test_where_every_replica_dies_the_caller_is_told() -> None:
     with pytest.raises(RayActorError):
         asyncio.run(answered(replicas(*[Response([None]) for _ in range(4)])))
+
+
+def test_a_call_that_no_replica_takes_in_time_is_refused_and_given_up() -> None:
+    for work in (answered, lambda call, seconds: collect(streamed(call, seconds))):
+        late, soon = Response(["a"], queued_seconds=60), Response(["a"], queued_seconds=0.001)
+        with pytest.raises(ArmBusy, match=r"no replica of the arm had a place within 0\.02 s"):
+            asyncio.run(work(lambda late=late: late, 0.02))
+        assert list(asyncio.run(work(lambda soon=soon: soon, 30.0))) == ["a"]
+        assert (late.cancelled, soon.cancelled) == (True, False)
 
 
 def test_a_caller_that_gives_up_cancels_the_work() -> None:

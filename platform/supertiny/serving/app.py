@@ -38,7 +38,7 @@ class Router:
         task = load_task(config.task)
         arms: dict[str, Arm] = {"teacher": TeacherArm(teacher)}
         if student is not None:
-            arms = {"student": StudentArm(ServeLlm(student), task.tools), **arms}
+            arms = {"student": StudentArm(ServeLlm(student, config.student_arm.queue_seconds), task.tools), **arms}
         tracer = tracer_of(config.trace_endpoint)
         self._answers = Answers(arms, task, config.routing, config.limits, ServeMeter(), tracer, may_answer=config.student_is_promoted)
         keys = read_keys(config.api_keys) if config.api_keys is not None else None
@@ -68,7 +68,9 @@ def build_app(config: ServeConfig) -> serve.Application:
     teacher_engine = config.teacher_endpoint or engine(
         "teacher", paths.get("teacher"), config.teacher_arm, drain_seconds, config.trace_endpoint
     )
-    pipeline = _light(TeacherPipeline, "teacher", config.router_replicas, drain_seconds).bind(config.task, teacher_engine)
+    pipeline = _light(TeacherPipeline, "teacher", config.router_replicas, drain_seconds).bind(
+        config.task, teacher_engine, config.teacher_arm.queue_seconds
+    )
     router = _light(Router, "router", config.router_replicas, drain_seconds).options(user_config=config.routing.model_dump())
     app: serve.Application = router.bind(config, pipeline, student_engine)
     return app

@@ -31,9 +31,13 @@ class ServeLlm:
     """An `Llm` over the handle of an engine's deployment. It gives no token ids; with `logprobs`, `token_logprobs` without them.
 
     What its replica cannot finish before the first token, another one is asked for.
+
+    Args:
+        queue_seconds: longest wait until a replica takes a call; None waits for ever.
     """
 
-    def __init__(self, engine: DeploymentHandle[Any]) -> None:
+    def __init__(self, engine: DeploymentHandle[Any], queue_seconds: float | None = None) -> None:
+        self._queue_seconds = queue_seconds
         self._complete = engine.complete
         self._stream = engine.options(stream=True).stream
 
@@ -43,7 +47,7 @@ class ServeLlm:
         """`n` completions of a conversation."""
         with _arm_errors():
             answer: list[Completion] | Refused = await answered(
-                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call())
+                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call()), self._queue_seconds
             )
         return _accepted(answer)
 
@@ -53,8 +57,9 @@ class ServeLlm:
 
     async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncGenerator[Piece]:
         """One completion as it is drawn."""
+        calls = streamed(lambda: self._stream.remote(list(messages), list(tools), sampling, current_call()), self._queue_seconds)
         with _arm_errors():
-            async with aclosing(streamed(lambda: self._stream.remote(list(messages), list(tools), sampling, current_call()))) as pieces:
+            async with aclosing(calls) as pieces:
                 async for piece in pieces:
                     yield _accepted(piece)
 
@@ -106,9 +111,9 @@ class TeacherArm:
 class TeacherPipeline:
     """The light deployment that runs a task's `teach` over an `Llm`; many conversations are in flight at a time."""
 
-    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any] | EndpointConfig) -> None:
+    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any] | EndpointConfig, queue_seconds: float | None) -> None:
         self._task = load_task(task)
-        self._llm: Llm = HttpLlm(engine) if isinstance(engine, EndpointConfig) else ServeLlm(engine)
+        self._llm: Llm = HttpLlm(engine) if isinstance(engine, EndpointConfig) else ServeLlm(engine, queue_seconds)
 
     async def complete(self, messages: Sequence[Message], call: CallContext) -> Completion | Refused:
         """The pipeline's answer, with the usage of all its calls, or why there is none."""

@@ -24,6 +24,9 @@ class ArmConfig(Config):
     max_queued_requests: int = Field(32, ge=1)
     """Requests that wait at one caller of the arm; more are refused with 503 and `Retry-After`. The longer the queues of all callers
     together, against `max_ongoing_requests` of all replicas, the longer the admitted wait in an overload."""
+    queue_seconds: float | None = Field(None, gt=0)
+    """Longest wait there; refused after it as by a full queue, so that no admitted request is slow. None waits until the request's
+    deadline, which a cold start needs."""
     upscale_seconds: float = Field(30, ge=0)
     """Load has to last this long before replicas are added (Serve's `upscale_delay_s`); it is also the look-back of the average."""
     downscale_seconds: float = Field(600, ge=0)
