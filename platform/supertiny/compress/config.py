@@ -15,7 +15,7 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
 SIZES = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
 """The size that cutting along an axis changes, in the words of a Hugging Face config."""
-TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes")
+TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes", "target_seconds_per_token")
 
 FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
     "awq_w4a16": {"group_size": 128, "num_scales": 20},
@@ -57,8 +57,12 @@ class PruneConfig(CompressConfig):
     """The same as a number of parameters."""
     target_bytes: int | None = Field(None, ge=1)
     """The same as bytes of all weights in bfloat16."""
+    target_seconds_per_token: float | None = Field(None, gt=0)
+    """The same as seconds a token at batch 1 in bfloat16, by the machine that `latency` was measured on."""
+    latency: str = "latency"
+    """Latency artifact (`jobs/latency.py`) of the student; read for `target_seconds_per_token` alone."""
     tolerance_fraction: float = Field(0.1, gt=0, lt=1)
-    """How far below the target that shape may be, of the student's parameters or bytes; a coarser step is an error."""
+    """How far below the target that shape may be, of the student's parameters, bytes or seconds; a coarser step is an error."""
     vocab_size: int | None = Field(None, ge=1)
     """Take this vocabulary, and let the other axes meet the target; a multiple of 128. None leaves it to the solver, as the next two."""
     num_hidden_layers: int | None = Field(None, ge=1)
@@ -130,6 +134,21 @@ class QuantizeConfig(CompressConfig):
             having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]
             raise ValueError(f"{', '.join(without_effect)}: without effect on {form}; only {' and '.join(having)} has it")
         return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
+
+
+class LatencyConfig(StageConfig):
+    """How long a token takes by shape: cuts of the student with random weights, in vLLM on this machine."""
+
+    name: str = "latency"
+    """Name of the latency model's artifact."""
+    student: str = "rl"
+    """Model artifact whose cuts are measured."""
+    rounds: int = Field(3, ge=1)
+    """Measurements of every cut, in turns; the median counts."""
+    max_tokens: int = Field(64, ge=1)
+    """Longest answer."""
+    engine: EngineConfig = EngineConfig(max_num_seqs=16)
+    """The engine under every cut."""
 
 
 class ParityConfig(StageConfig):

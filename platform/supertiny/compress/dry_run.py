@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from supertiny.artifacts import resolve
+from supertiny.artifacts import open_artifact, resolve
 from supertiny.compress.config import AXES, Axis, Format, PruneConfig
+from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, limits_of, solve, solve_all, target_of
 from supertiny.errors import ConfigError, MissingInput, SupertinyError
@@ -24,7 +25,7 @@ def describe(config: PruneConfig) -> str:
     """
     try:
         shape = read_shape(read_config(config.student, config.run_root))
-        target = target_of(config, shape)
+        target = target_of(config, shape, _latency(config))
         alone = limits_of(config)
         limits = Limits(tensor_parallel_size=alone.tensor_parallel_size)
         found = solve_all(shape, target, limits)
@@ -33,6 +34,12 @@ def describe(config: PruneConfig) -> str:
     except (SupertinyError, OSError) as error:
         return f"no table of shapes: {error}"
     return f"{target.words}; * is axis {config.axis}\n{shape_table(shape, found, config.axis, config.tensor_parallel_size)}"
+
+
+def _latency(config: PruneConfig) -> LatencyModel | None:
+    if config.target_seconds_per_token is None:
+        return None
+    return read_latency(open_artifact(config.latency, config.run_root, "latency"))
 
 
 def read_config(student: str, run_root: str) -> Mapping[str, Any]:

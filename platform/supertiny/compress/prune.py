@@ -17,6 +17,7 @@ from supertiny.compress.calibration import Batch, calibration_rows, equal_length
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
 from supertiny.compress.importance import channel_importance, kept_channels, layers_to_keep
+from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.solver import limits_of, solve, target_of
@@ -50,7 +51,10 @@ def prune(config: PruneConfig) -> Artifact:
     """
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
-    cut = plan(config, student.path, rollouts.path)
+    parents = {"student": student, "rollouts": rollouts}
+    if config.target_seconds_per_token is not None:
+        parents["latency"] = open_artifact(config.latency, config.run_root, "latency")
+    cut = plan(config, student.path, rollouts.path, read_latency(parents["latency"]) if "latency" in parents else None)
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
@@ -64,17 +68,17 @@ def prune(config: PruneConfig) -> Artifact:
         moved = divergence(student.path, folder, batches, cut.kept_ids)
         return {"parameters": cut.shape.num_parameters, "bytes": weight_bytes(folder), **removed, **moved}
 
-    model = make(config, "model", {"student": student, "rollouts": rollouts}, build)
+    model = make(config, "model", parents, build)
     if cut.kept_ids is not None:
         publish_renumbered(_rollouts_stage(config), rollouts, model, cut.kept_ids)
     return model
 
 
-def plan(config: PruneConfig, student: Path, rollouts: Path) -> Cut:
+def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyModel | None = None) -> Cut:
     """The shape to cut to and, where the vocabulary is cut, its tokens; raises ConfigError as `prune`."""
     values = _json(student / "config.json")
     shape = read_shape(values)
-    target = target_of(config, shape)
+    target = target_of(config, shape, latency)
     ways: dict[str, Any] = {"layers": config.layers or "chosen", "influence": config.influence or "similarity"}
     if "vocab" not in config.axis.split("+"):
         return Cut(solve(shape, config.axis, target, limits_of(config)), **ways)

@@ -8,26 +8,29 @@ from itertools import product
 from typing import Literal
 
 from supertiny.compress.config import AXES, SIZES, Axis, PruneConfig
+from supertiny.compress.latency import VOCABULARY_MULTIPLE, LatencyModel
 from supertiny.compress.shapes import INPUT_MULTIPLE, OUTPUT_MULTIPLE, Shape, kernel_problems
 from supertiny.errors import ConfigError
-
-VOCABULARY_MULTIPLE = 128
 
 
 @dataclass(frozen=True)
 class Target:
     """How small a shape has to be."""
 
-    most: int
-    """Parameters or bytes at most."""
-    least: int
+    most: float
+    """Parameters, bytes or seconds a token at most."""
+    least: float
     """Not below this: a step that overshoots by more is an error."""
-    unit: Literal["parameters", "bytes"]
+    unit: Literal["parameters", "bytes", "seconds"]
     words: str
     """The settings that say so, for messages."""
+    latency: LatencyModel | None = None
+    """What a target in seconds is foretold by."""
 
-    def measure(self, shape: Shape) -> int:
-        """A shape's parameters, or its bytes in bfloat16."""
+    def measure(self, shape: Shape) -> float:
+        """A shape's parameters, its bytes in bfloat16, or its seconds a token."""
+        if self.latency is not None:
+            return self.latency.seconds_per_token(shape)
         return shape.num_parameters if self.unit == "parameters" else shape.num_bytes()
 
 
@@ -45,19 +48,36 @@ class Limits:
     """Workers that every layer has to be split over evenly."""
 
 
-def target_of(config: PruneConfig, shape: Shape) -> Target:
-    """The target that a config sets for a student of this shape."""
+def target_of(config: PruneConfig, shape: Shape, latency: LatencyModel | None = None) -> Target:
+    """The target that a config sets for a student of this shape.
+
+    Args:
+        latency: the student's, for a target in seconds.
+
+    Raises:
+        ConfigError: the target is in seconds, and the latencies are another student's.
+    """
+    if config.target_seconds_per_token is not None:
+        return _target_in_seconds(config.target_seconds_per_token, config.tolerance_fraction, shape, latency)
+    unit: Literal["parameters", "bytes"] = "parameters"
     if config.target_bytes is not None:
         whole, most, unit, words = shape.num_bytes(), config.target_bytes, "bytes", f"target_bytes {config.target_bytes:,}"
     elif config.target_parameters is not None:
-        whole, most, unit = shape.num_parameters, config.target_parameters, "parameters"
-        words = f"target_parameters {config.target_parameters:,}"
+        whole, most, words = shape.num_parameters, config.target_parameters, f"target_parameters {config.target_parameters:,}"
     else:
-        whole, fraction, unit = shape.num_parameters, config.target_parameters_fraction or 0.0, "parameters"
+        whole, fraction = shape.num_parameters, config.target_parameters_fraction or 0.0
         most, words = int(fraction * whole), f"target_parameters_fraction {fraction}"
     words += f" (tolerance_fraction {config.tolerance_fraction}) of {whole:,} {unit}"
-    least = most - int(config.tolerance_fraction * whole)
-    return Target(most, least, "bytes" if unit == "bytes" else "parameters", words)
+    return Target(most, most - int(config.tolerance_fraction * whole), unit, words)
+
+
+def _target_in_seconds(most: float, tolerance: float, shape: Shape, latency: LatencyModel | None) -> Target:
+    if latency is None:
+        raise ConfigError("target_seconds_per_token needs the student's latencies; measure them with jobs/latency.py")
+    latency.check_student(shape)
+    whole = latency.seconds_per_token(shape)
+    words = f"target_seconds_per_token {most:g} (tolerance_fraction {tolerance}) of {whole:.3g} seconds"
+    return Target(most, most - tolerance * whole, "seconds", words, latency)
 
 
 def limits_of(config: PruneConfig, smallest_vocab: int = 2 * VOCABULARY_MULTIPLE) -> Limits:
@@ -128,7 +148,9 @@ def _vocabularies(shape: Shape, target: Target, limits: Limits) -> Sequence[int]
     if limits.vocab_size is not None:
         return [limits.vocab_size] if limits.vocab_size in range(smallest, largest + 1, step) else []
     a_row = target.measure(replace(shape, vocab_size=1)) - target.measure(replace(shape, vocab_size=0))
-    fits = (target.most - target.measure(replace(shape, vocab_size=0))) // a_row // step * step
+    if a_row == 0:  # measured: rows cost nothing
+        return [largest]
+    fits = int((target.most - target.measure(replace(shape, vocab_size=0))) // a_row) // step * step
     return [min(max(fits, smallest), largest)]
 
 

@@ -1,0 +1,82 @@
+"""Measures a latency model: cuts of a student with random weights, in vLLM on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.compress.config import LatencyConfig
+from supertiny.compress.export import copy_unchanged
+from supertiny.compress.latency import LATENCY, MeasuredShape, fit, shapes_to_measure
+from supertiny.compress.shapes import Shape, read_shape, shrink_config
+from supertiny.compress.speed import measure_speed
+from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.records import Prompt
+
+log = logging.getLogger(__name__)
+
+
+def measure_latency(config: LatencyConfig) -> Artifact:
+    """The `latency` artifact, which `target_seconds_per_token` of a pruning is solved with. Engines are built in this process, in turn.
+
+    Raises:
+        ConfigError: an architecture that is not cut, or a student too small for it.
+    """
+    student = open_artifact(config.student, config.run_root, "model")
+    values = json.loads((student.path / "config.json").read_text(encoding="utf-8"))
+    shape = read_shape(values)
+    vocabulary = read_vocabulary(student.path)
+    required = required_ids(vocabulary, [], named_ids(values) & set(range(shape.vocab_size)))
+    shapes = shapes_to_measure(shape, len(required))
+
+    def build(folder: Path) -> dict[str, Any]:
+        times: dict[Shape, list[float]] = {each: [] for each in shapes}
+        with tempfile.TemporaryDirectory() as temporary:
+            folders = {each: Path(temporary) / str(at) for at, each in enumerate(shapes)}
+            for each, path in folders.items():
+                kept = choose_ids(vocabulary, required, each.vocab_size, shape.vocab_size) if each.vocab_size < shape.vocab_size else None
+                _write_random(student.path, path, values, each, kept)
+            for _ in range(config.rounds):  # in turns, so that what else the machine does meets all alike
+                for each, path in folders.items():
+                    times[each].append(_seconds_per_token(path, config))
+                    log.info("%s: %s, %.2f ms a token", config.name, _sizes(each), 1000 * times[each][-1])
+        found = fit(shape, [_measured(each, statistics.median(runs)) for each, runs in times.items()])
+        (folder / LATENCY).write_text(found.model_dump_json(indent=1))
+        return found.model_dump(mode="json", exclude={"student"})
+
+    return make(config, "latency", {"student": student}, build)
+
+
+def _write_random(source: Path, folder: Path, values: dict[str, Any], shape: Shape, kept_ids: list[int] | None) -> None:
+    smaller = shrink_config(values, shape, range(shape.num_hidden_layers))
+    models: Any = AutoModelForCausalLM
+    models.from_config(AutoConfig.for_model(**smaller), dtype=torch.bfloat16).save_pretrained(folder)
+    copy_unchanged(source, folder)
+    if kept_ids is not None:
+        write_tokenizer(source, folder, kept_ids)
+
+
+def _seconds_per_token(folder: Path, config: LatencyConfig) -> float:
+    prompts = [Prompt(id=str(at), messages=[{"role": "user", "content": f"set a timer for {at + 1} minutes"}]) for at in range(8)]
+    return measure_speed(folder, prompts, [], config.engine, config.max_tokens, (1,)).seconds_per_token
+
+
+def _measured(shape: Shape, seconds: float) -> MeasuredShape:
+    return MeasuredShape(
+        vocab_size=shape.vocab_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        intermediate_size=shape.intermediate_size,
+        seconds_per_token=seconds,
+    )
+
+
+def _sizes(shape: Shape) -> str:
+    return f"{shape.vocab_size:,} tokens x {shape.num_hidden_layers} layers x {shape.intermediate_size:,}"
