@@ -37,8 +37,13 @@ data:
 serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
 	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))" --set traffic.port=$(PORT)
 
-test: check  ## check, then every test; TESTS=tests/unit for some
+test: check  ## check, then every test; TESTS=tests/serving for some
+ifdef TESTS
 	$(BIN)/pytest $(TESTS)
+else
+	$(BIN)/pytest --numprocesses=2 tests/unit
+	$(BIN)/pytest --ignore=tests/unit tests
+endif
 
 doctor: setup  ## every node of the running Ray (RAY_ADDRESS), else this machine: versions, GPUs, storage, clock, ports, tokens, disk
 	$(BIN)/python jobs/doctor.py --set run_root="$(abspath $(RUN_ROOT))" --set git_revision=$(GIT_REVISION)

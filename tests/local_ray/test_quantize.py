@@ -1,6 +1,9 @@
 """Every format that runs on a CPU through the stage itself, then through vLLM: about 30 s, of which imports are 20."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,22 @@ from supertiny.llm.config import EngineConfig
 ENGINE = EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1)
 pytestmark = pytest.mark.slow
 
+GPU_LOCK = Path(__file__).parents[2] / "requirements" / "gpu.lock"
+GREEDY = """
+import asyncio, json, sys
+from importlib.metadata import version
+from supertiny.llm.config import EngineConfig
+from supertiny.llm.vllm import VllmLlm
+
+def tokens(folder):
+    llm = VllmLlm(folder, EngineConfig.model_validate_json(sys.argv[1]))
+    try:
+        return asyncio.run(llm.complete([{"role": "user", "content": "stop the music"}]))[0].token_ids
+    finally:
+        llm.close()
+
+print(json.dumps([version("compressed-tensors"), [tokens(folder) for folder in sys.argv[2:]]]))
+"""
 FORMATS = {"awq": "awq_w4a16", "gptq": "gptq_w4a16", "w8a8": "w8a8"}
 
 
@@ -51,6 +70,32 @@ def test_the_tensors_take_the_bytes_that_the_size_solver_counts(quantized: Artif
     with safe_open(quantized.path / "model.safetensors", framework="pt") as weights:
         bytes_ = sum(weights.get_tensor(name).nbytes for name in weights.keys())  # noqa: SIM118 - not a dict
     assert bytes_ == shape.num_bytes(quantized.manifest.metrics["format"])
+
+
+@pytest.mark.network
+def test_what_we_write_loads_with_the_compressed_tensors_of_the_gpu_environment(run_root: Path, tmp_path: Path):
+    """vLLM pins an older release than LLM Compressor writes with; the GPU image has vLLM's."""
+    pin = next(line for line in GPU_LOCK.read_text().splitlines() if line.startswith("compressed-tensors=="))
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "pinned"), pin]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip(f"no {pin} to be had here: files for the GPU image are NOT checked")
+    ours, theirs = (greedy_tokens(run_root, path) for path in ("", f"{tmp_path / 'pinned'}"))
+    assert [ours[0], theirs[0]] == ["0.19.0", pin.removeprefix("compressed-tensors==")]
+    assert ours[1] == theirs[1]
+    assert all(len(tokens) > 1 for tokens in ours[1])
+
+
+def greedy_tokens(run_root: Path, path: str) -> tuple[str, list[list[int]]]:
+    """The version of compressed-tensors that a fresh process found, and what every format answers there."""
+    command = [sys.executable, "-c", GREEDY, ENGINE.model_dump_json(), *(str(run_root / name) for name in FORMATS)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(each for each in (path, str(Path(__file__).parents[2] / "platform")) if each),
+    }
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    version, tokens = json.loads(ran.stdout.splitlines()[-1])
+    return version, tokens
 
 
 def test_a_format_for_gpus_is_refused_on_a_cpu(run_root: Path):
