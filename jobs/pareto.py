@@ -1,6 +1,6 @@
 """Measure several models of a run in vLLM and say which to serve: quality, bytes, time a token, tokens a second.
 
-python jobs/pareto.py --set run_root=/runs/demo --set 'models=["rl", "heal", "awq", "w8a8"]'
+python jobs/pareto.py --config jobs/configs/demo/pareto.toml --set run_root=/runs/demo
 """
 
 from supertiny.cli import run_job
@@ -15,4 +15,4 @@ def main(config: ParetoConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_job(ParetoConfig, main))
+    raise SystemExit(run_job(ParetoConfig, main, default="jobs/configs/demo/pareto.toml"))
