@@ -23,10 +23,8 @@ from supertiny.rollout_table import read_rejected, read_rollouts
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 PROMPTS, BLOCK, ENGINES = 150, 6, 2
-CPUS_OF_A_NODE = 3
-"""An engine takes two, so that a node has one engine and a CPU for Ray Data's tasks."""
-GPUS_OF_A_NODE = 1
-"""Simulated. Of CPUs alone Ray Data keeps half for its other tasks, and the pool would not grow on so small a cluster."""
+CPUS_OF_A_NODE, GPUS_OF_A_NODE = 3, 1
+"""An engine takes a simulated GPU, so that a node has one engine. Of CPUs Ray Data keeps half for its other tasks: they are more."""
 CONFIG = """
 run_root = "{root}"
 group_size = 1
@@ -39,7 +37,7 @@ options = {{ num_prompts = {prompts}, asked = "{root}/asked", seconds = 1.0 }}
 
 [layout]
 num_engines = {engines}
-cpus_per_engine = 2
+cpus_per_engine = 1
 gpus_per_engine = 1
 block_rows = {block}
 blocks_in_flight = 1

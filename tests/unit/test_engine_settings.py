@@ -90,8 +90,8 @@ def test_workers_of_one_engine_are_processes_of_its_own_node() -> None:
 
 
 def test_more_workers_than_cores_are_refused_where_there_is_no_gpu() -> None:
-    with pytest.raises(PlanTooBig, match=r"6 workers \(engine.tensor_parallel_size 2 x .*pipeline_parallel_size 3\).*this machine has 4"):
-        prepare_cpus(engine(tensor_parallel_size=2, pipeline_parallel_size=3), num_cpus=4)
+    with pytest.raises(PlanTooBig, match=r"6 workers \(engine.tensor_parallel_size 6 x .*pipeline_parallel_size 1\).*this machine has 4"):
+        prepare_cpus(engine(tensor_parallel_size=6), num_cpus=4)
     prepare_cpus(engine(tensor_parallel_size=2), num_cpus=2)
 
 
@@ -104,6 +104,8 @@ def test_more_workers_than_gpus_are_refused() -> None:
 def test_a_setting_for_the_other_kind_of_machine_is_refused() -> None:
     with pytest.raises(ConfigError, match="gpu_memory_utilization is for GPUs"):
         prepare_cpus(engine(gpu_memory_utilization=0.4), num_cpus=2)
+    with pytest.raises(ConfigError, match=r"pipeline_parallel_size is for GPUs .* split by tensor_parallel_size"):
+        prepare_cpus(engine(pipeline_parallel_size=2), num_cpus=2)
     with pytest.raises(ConfigError, match="num_threads is for CPUs"):
         check_gpus(engine(num_threads=1), num_gpus=1)
 

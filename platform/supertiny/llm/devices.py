@@ -35,6 +35,8 @@ def prepare_cpus(config: EngineConfig, num_cpus: int) -> None:
     """On a machine without a GPU, so many cores given; says how many threads the workers shall have, and raises as `prepare_devices`."""
     if config.gpu_memory_utilization is not None:
         raise ConfigError("engine.gpu_memory_utilization is for GPUs and this machine has none; set kv_cache_gib alone")
+    if config.pipeline_parallel_size > 1:  # its second stage asks for tensors that only the GPU worker's warm-up makes
+        raise ConfigError("engine.pipeline_parallel_size is for GPUs (vLLM 0.29 fails on a CPU); split by tensor_parallel_size here")
     if config.num_workers > num_cpus:
         raise PlanTooBig(f"an engine of {_workers(config)} takes as many cores; this machine has {num_cpus}: set sizes that fit")
     if config.num_threads is None:
