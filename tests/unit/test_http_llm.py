@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socketserver
 import threading
 import time
 import traceback
@@ -179,8 +180,25 @@ def test_a_slow_answer_is_a_try_that_failed() -> None:
         time.sleep(0.5)
         return b""
 
-    with raw_endpoint(dawdle) as url, pytest.raises(NoProgress, match="Timeout, 1 times"):
+    with raw_endpoint(dawdle) as url, pytest.raises(NoProgress, match=r"no whole answer within 0.1 s, 1 times"):
         ask(quick(url, max_retries=0, timeout_seconds=0.1))
+
+
+def test_an_answer_that_comes_byte_by_byte_has_to_end_in_time() -> None:
+    class Dripping(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(http(200, b"{", length=1000))
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        llm = quick(f"http://127.0.0.1:{server.server_address[1]}/v1", max_retries=0, timeout_seconds=0.3)
+        with pytest.raises(NoProgress, match=r"no whole answer within 0.3 s"):
+            ask(llm)
+        server.shutdown()
 
 
 def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is_still_sent(endpoint: Endpoint, url: str) -> None:
@@ -192,7 +210,7 @@ def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is
     assert llm.failure is None
 
 
-@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize("status", [301, 307, 401, 404])
 def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
     endpoint.answers = [fails(status)]
     llm = quick(url)
@@ -216,6 +234,22 @@ def test_the_key_comes_from_the_environment(endpoint: Endpoint, url: str, monkey
     assert endpoint.keys == ["Bearer s3cret"]
 
 
+@pytest.mark.parametrize("around", ["{}\n", " {}\r\n"])
+def test_white_space_around_the_key_is_no_part_of_it(around: str, endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint.answers = [says("hi")]
+    monkeypatch.setenv(KEY, around.format("s3cret"))
+    ask(quick(url, api_key_env=KEY))
+    assert endpoint.keys == ["Bearer s3cret"]
+
+
+@pytest.mark.parametrize("key", ["s3cret\nX-Other: 1", "s3cret\u2026"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(ConfigError, match=KEY) as caught:
+        HttpLlm(EndpointConfig(base_url="http://127.0.0.1:1/v1", model="big", api_key_env=KEY))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_key_that_is_not_set_is_named_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY, raising=False)
     with pytest.raises(ConfigError, match=KEY):
@@ -226,6 +260,17 @@ def test_no_more_requests_are_under_way_than_allowed(endpoint: Endpoint, url: st
     endpoint.answers = [says("hi")]
     ask(quick(url, max_concurrency=3), times=12)
     assert (len(endpoint.bodies), endpoint.most_under_way) == (12, 3)
+
+
+def test_hundreds_of_requests_are_under_way_where_that_is_allowed() -> None:
+    together = threading.Barrier(150)
+
+    def wait(*_: object) -> bytes:
+        together.wait(20)
+        return http(200, GOOD)
+
+    with raw_endpoint(wait) as url:
+        assert len(ask(quick(url, max_concurrency=150, max_retries=0), times=150)) == 150
 
 
 def test_a_score_has_no_tokens_and_costs_nothing(url: str) -> None:
@@ -279,13 +324,20 @@ def test_arguments_that_are_no_object_are_an_answer_that_is_malformed_and_paid_f
         parse(completion.text)
 
 
-@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>"])
+@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>", "400 that says the key", "500 that says the key"])
 def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    answers = {"401": http(401, b"no such key"), "500": http(500, b"no"), "nothing": b"", "<html>": http(200, b"<html>")}
+    answers = {
+        "401": http(401, b"no such key"),
+        "500": http(500, b"no"),
+        "nothing": b"",
+        "<html>": http(200, b"<html>"),
+        "400 that says the key": http(400, b"you sent Authorization: Bearer s3cret"),
+        "500 that says the key": http(500, b"you sent Authorization: Bearer s3cret"),
+    }
     monkeypatch.setenv(KEY, "s3cret")
     caplog.set_level(logging.DEBUG)
     with raw_endpoint(lambda *_: answers[what]) as url:
         llm = quick(url, api_key_env=KEY, max_retries=1)
-        with pytest.raises((ConfigError, NoProgress)) as caught:
+        with pytest.raises((ConfigError, NoProgress, PromptRefused)) as caught:
             ask(llm)
     assert "s3cret" not in caplog.text + "".join(traceback.format_exception(caught.value)) + repr(llm) + repr(vars(llm))

@@ -20,7 +20,10 @@ from supertiny.tasks.calls import render
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEVER_RIGHT = (401, 403, 404, 405)
+_NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 403, 404, 405)
+"""A redirection too: nothing is sent anywhere else than to `base_url`."""
+_BUSY = (408, 409, 425, 429)
+"""Worth another try, as is every 5xx."""
 
 
 class HttpLlm:
@@ -30,14 +33,19 @@ class HttpLlm:
     An instance belongs to one event loop.
 
     Raises:
-        ConfigError: the environment variable of the key is not set.
+        ConfigError: the environment variable of the key is not set, or holds what no header can.
     """
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.failure: BaseException | None = None
         self._endpoint = endpoint
         self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
-        self._client = httpx.AsyncClient(headers=_headers(endpoint.api_key_env), timeout=endpoint.timeout_seconds)
+        key = _key(endpoint.api_key_env)
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=None,  # `_post` has one for the whole try; httpx's begins anew with every piece of an answer
+            limits=httpx.Limits(max_connections=endpoint.max_concurrency),  # else 100
+        )
         self._places = asyncio.Semaphore(endpoint.max_concurrency)
 
     async def complete(
@@ -79,27 +87,40 @@ class HttpLlm:
                 await asyncio.sleep(max(at_least, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             try:
-                response = await self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
+                async with asyncio.timeout(self._endpoint.timeout_seconds):
+                    response = await self._client.post(self._url, json=body)
+            except TimeoutError:
+                problem = f"no whole answer within {self._endpoint.timeout_seconds:g} s"
+                continue
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 problem = f"{type(error).__name__} {error}".strip()
                 continue
+            problem = f"HTTP {response.status_code} {self._said(response)}".strip()
             if response.is_success:
-                try:
-                    return response.json()
-                except ValueError:
-                    problem = self._cut_short(response)
-                    continue
-            problem = f"HTTP {response.status_code} {response.text[:200]}".strip()
-            if response.status_code != 429 and response.status_code < 500:
+                answer, problem = self._read(response)
+                if not problem:
+                    return answer
+            elif response.status_code not in _BUSY and response.status_code < 500:
                 raise self._refusal(response.status_code, problem)
             at_least = _retry_after(response)
         raise self._fail(NoProgress(f"{self._url}: {problem}, {self._endpoint.max_retries + 1} times"))
 
-    def _cut_short(self, response: httpx.Response) -> str:
-        """What to say of an answer that is no JSON but might have become some; one that would not have ends everything."""
-        if response.text.strip() and not response.text.lstrip().startswith("{"):
-            raise self._fail(ConfigError(f"{self._url} answered no JSON: {response.text[:200]!r}; is base_url right?"))
-        return f"HTTP {response.status_code}, cut short after {len(response.content)} bytes"
+    def _read(self, response: httpx.Response) -> tuple[Any, str]:
+        """The answer, or what to say of one that another try may better; one that no try would ends everything."""
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            if response.text.strip() and not response.text.lstrip().startswith("{"):
+                raise self._fail(ConfigError(f"{self._url} answered no JSON: {self._said(response)!r}; is base_url right?")) from None
+            return None, f"HTTP {response.status_code}, cut short after {len(response.content)} bytes"
+        if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):  # as gateways report what is behind them
+            return None, f"HTTP {response.status_code} {self._said(response)}"
+        return answer, ""
+
+    def _said(self, response: httpx.Response) -> str:
+        """The beginning of an answer, without the key: some endpoints send that back."""
+        key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+        return (response.text.replace(key, "***") if key else response.text)[:200]
 
     def _refusal(self, status: int, problem: str) -> Exception:
         if status in _NEVER_RIGHT:
@@ -111,13 +132,16 @@ class HttpLlm:
         return error
 
 
-def _headers(api_key_env: str | None) -> dict[str, str]:
+def _key(api_key_env: str | None) -> str:
+    """The key, white space around it left out; empty where none is to be sent. What is wrong with it is said without it."""
     if api_key_env is None:
-        return {}
-    key = os.environ.get(api_key_env)
+        return ""
+    key = os.environ.get(api_key_env, "").strip()
     if not key:
         raise ConfigError(f"api_key_env: the environment variable {api_key_env} is not set where the endpoint is called from")
-    return {"Authorization": f"Bearer {key}"}
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"api_key_env: the environment variable {api_key_env} holds what is no key: line breaks, or other than ASCII")
+    return key
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:
@@ -134,7 +158,7 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 def _retry_after(response: httpx.Response) -> float:
     """Seconds that the endpoint asks us to wait; 0 where it does not say, or gives a date."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isdigit() else 0.0
+    return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isdecimal() else 0.0
 
 
 def _completions(answer: Any) -> list[Completion]:
