@@ -167,6 +167,14 @@ def test_a_teacher_whose_weights_were_cut_short_is_found_before_ray_starts(tmp_p
         rollout(RolloutConfig(run_root=str(tmp_path), teacher="tiny"))
 
 
+def test_prompts_that_are_not_those_that_were_asked_for_are_found_before_ray_starts(tmp_path: Path) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    task = TaskConfig(path="short_task:ShortTask", options={"num_prompts": 3})
+    with pytest.raises(CorruptArtifact, match="the prompts of split train have sha256"):
+        rollout(validate(RolloutConfig, {"run_root": str(tmp_path), "task": task, "scripted": {}, "prompts_sha256": "0" * 64}, "test"))
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_students_likelihood_is_scored_on_real_engines_and_filters_what_it_finds_unlikely(tmp_path: Path, local_ray: None) -> None:

@@ -183,6 +183,9 @@ class RolloutConfig(StageConfig):
     """Which of the task's prompts."""
     limit: int | None = Field(None, gt=0)
     """Only this many prompts, the first ones; None takes all."""
+    prompts_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Hash over these prompts and the task's tools, which they must have; None takes them as they are and writes their hash down. With
+    other prompts the rollouts are made again."""
     group_size: int = Field(2, gt=0)
     """Completions of one prompt."""
     filters: FiltersConfig = FiltersConfig()
