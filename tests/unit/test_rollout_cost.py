@@ -19,6 +19,7 @@ from supertiny.records import StepUsage, Usage
 from supertiny.rollout.config import RatesConfig, RolloutConfig
 from supertiny.rollout.dry_run import describe
 from supertiny.rollout.estimate import cost, estimate, ledger_rates, measured_rates, reserved_usd, used_usd
+from supertiny.rollout.ledger import warning
 from supertiny.rollout.progress import Goal, Tally, watch
 from supertiny.rollout.progress import describe as progress_line
 from supertiny.rollout.spending import Spending
@@ -223,3 +224,8 @@ def test_a_line_of_progress_says_what_became_of_the_rows_and_what_it_cost(tmp_pa
     line = progress_line(tally, 20, money)
     assert line.startswith("8/20 rollouts, 2 accepted (25%), 6 rejected (execution 2, ")
     assert re.search(r" 1, …\), 0 tokens/s, \$0\.25 so far, 1\d\d\d s left$", line)
+
+
+def test_a_rollout_that_made_nothing_warns_of_it() -> None:
+    assert warning({"rollouts": 5, "accepted": 1}) is None
+    assert str(warning({"rollouts": 5, "accepted": 0})).startswith("none of the 5 rollouts was accepted: rejected.parquet says")

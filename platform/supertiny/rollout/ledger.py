@@ -129,6 +129,13 @@ def in_one_line(ledger: Mapping[str, Any]) -> str:
     return "; ".join([counts, dollars + each, *steps])
 
 
+def warning(ledger: Mapping[str, Any]) -> str | None:
+    """What a person should see at once of a ledger: that the job ended well, and made nothing."""
+    if ledger["accepted"]:
+        return None
+    return f"none of the {ledger['rollouts']} rollouts was accepted: {REJECTED} says of each why; to make them again, remove the artifact"
+
+
 def _tokens(usages: Sequence[Usage]) -> dict[str, int]:
     total = sum(usages, Usage(calls=0))
     return {

@@ -41,7 +41,7 @@ from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.fit import engines_that_fit
 from supertiny.rollout.gather import in_order, whole_groups
-from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of, write_tables
+from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of, warning, write_tables
 from supertiny.rollout.metrics import RayMetrics
 from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
 from supertiny.rollout.prompts import load_prompts, with_hash
@@ -138,6 +138,8 @@ def _finish(
     }
     ledger = publish(folder, counts, more)
     log.info("%s: %s", config.name, in_one_line(ledger))
+    if doubt := warning(ledger):
+        log.warning("%s: %s", config.name, doubt)
     return ledger
 
 

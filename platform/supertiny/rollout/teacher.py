@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from supertiny.tasks.base import load_task
 
 JUDGE_STEP = "filters.judge"
 """Where a ledger counts the judge's calls, beside the steps of the pipeline."""
+_ROWS_A_PLACE = 2
 
 
 class FailingLlm(Llm, Protocol):
@@ -56,6 +58,8 @@ class TeacherActor:
         self._judge_price = self._judge.endpoint.price if self._judge and self._judge.endpoint else price
         clock = Clock()
         self._judge_clock = clock if self._judge_llm is self._llm else Clock(lambda: 0.0)  # another's busy time is not ours
+        # a row's time runs while it waits for an endpoint's places: a few more rows than places keep them filled, and hardly wait
+        self._rows = asyncio.Semaphore(_ROWS_A_PLACE * config.endpoint.max_concurrency) if config.endpoint else nullcontext()
         self._sandbox = Sandbox(Start(config.task, config.filters.check_schema, *limits), self._llm, clock, price)
 
     async def __call__(self, rows: pa.Table) -> pa.Table:
@@ -71,6 +75,10 @@ class TeacherActor:
         await self._sandbox.aclose()
 
     async def _rollout(self, row: dict[str, Any]) -> Rollout:
+        async with self._rows:
+            return await self._made(row)
+
+    async def _made(self, row: dict[str, Any]) -> Rollout:
         """A row's edge: what goes wrong with one rollout rejects it, what goes wrong with a model ends the job."""
         prompt = Prompt.model_validate(json.loads(row["prompt"]))
         started = time.monotonic()

@@ -1,0 +1,49 @@
+"""Many rows over an endpoint that takes few requests at once. No cluster runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+
+import pyarrow as pa
+from raw_endpoint import GOOD, http, raw_endpoint
+
+from supertiny.config import validate
+from supertiny.llm.http import HttpLlm
+from supertiny.rollout.config import RolloutConfig
+from supertiny.rollout.teacher import TeacherActor
+from supertiny.rollout_table import from_table
+from supertiny.tasks.base import load_task
+
+
+def reasons(url: str, num_rows: int, max_concurrency: int, row_timeout_seconds: float) -> Counter[str]:
+    """What became of rows of one call each that came all at once."""
+    endpoint = {"base_url": url, "model": "m", "max_concurrency": max_concurrency}
+    task = {"path": "short_task:ShortTask", "options": {"num_prompts": num_rows}}
+    values = {"task": task, "endpoint": endpoint, "layout": {"row_timeout_seconds": row_timeout_seconds}}
+    config = validate(RolloutConfig, values, "test")
+    assert config.endpoint is not None
+    llm, prompts = HttpLlm(config.endpoint), load_task(config.task).prompts("train")
+    columns = {"rollout_id": [f"{prompt.id}/0" for prompt in prompts], "index": pa.array([0] * num_rows, pa.int32())}
+    rows = pa.table({**columns, "prompt": [json.dumps(prompt.model_dump()) for prompt in prompts]})
+
+    async def go() -> pa.Table:
+        actor = TeacherActor(lambda: llm, config)
+        try:
+            return await actor(rows)
+        finally:
+            await actor.aclose()
+            await llm.aclose()
+
+    return Counter(row.verdict.reason for row in from_table(asyncio.run(go()), "test"))
+
+
+def test_rows_that_wait_for_a_place_at_the_endpoint_do_not_run_out_of_time() -> None:
+    def answer(*_: object) -> bytes:
+        time.sleep(0.3)
+        return http(200, GOOD)
+
+    with raw_endpoint(answer) as url:
+        assert reasons(url, num_rows=32, max_concurrency=2, row_timeout_seconds=2.5) == {"": 32}
