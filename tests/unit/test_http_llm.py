@@ -21,7 +21,7 @@ from supertiny.errors import ConfigError, MalformedCall, NoProgress, PromptRefus
 from supertiny.llm.base import Sampling
 from supertiny.llm.config import EndpointConfig
 from supertiny.llm.http import HttpLlm
-from supertiny.records import Call, Completion
+from supertiny.records import Call, Completion, Usage
 from supertiny.tasks.calls import parse
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -112,6 +112,14 @@ def test_the_cost_of_several_completions_is_counted_once(endpoint: Endpoint, url
     total = completions[0].usage + completions[1].usage
     assert [completion.text for completion in completions] == ["a", "b"]
     assert (total.calls, total.prompt_tokens, total.completion_tokens) == (1, 7, 3)
+
+
+def test_an_endpoint_with_a_price_has_to_say_what_it_used(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [lambda _: JSONResponse({"choices": [{"message": {"content": "hi"}}]})]
+    free, dear = ({"prompt_usd": usd, "completion_usd": usd} for usd in (0.0, 1.0))
+    assert ask(quick(url))[0].usage == ask(quick(url, price=free))[0].usage == Usage()
+    with pytest.raises(ConfigError, match="does not say what it used"):
+        ask(quick(url, price=dear))
 
 
 def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endpoint, url: str) -> None:

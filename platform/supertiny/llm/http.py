@@ -47,6 +47,7 @@ class HttpLlm:
             limits=httpx.Limits(max_connections=endpoint.max_concurrency),  # else 100
         )
         self._places = asyncio.Semaphore(endpoint.max_concurrency)
+        self._costs = endpoint.price is not None and endpoint.price.usd(Usage(prompt_tokens=1, completion_tokens=1)) > 0
 
     async def complete(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
@@ -55,7 +56,7 @@ class HttpLlm:
 
         Raises:
             PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
-            ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
+            ConfigError: it does not know us, the path or the model, it is no chat endpoint, or it has a price and gives no usage.
             NoProgress: it failed at every try.
         """
         body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling)}
@@ -67,6 +68,8 @@ class HttpLlm:
             completions = _completions(answer)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._fail(ConfigError(f"{self._url} answered no chat completion ({error!r}): {str(answer)[:200]}")) from None
+        if not answer.get("usage") and self._costs:
+            raise self._fail(ConfigError(f"{self._url} does not say what it used, so its price cannot be counted; leave the price out"))
         if len(completions) < n:
             raise PromptRefused(f"{self._url} answered {len(completions)} of {n} completions: {str(answer)[:200]}")
         return completions
