@@ -300,6 +300,42 @@ def test_an_endpoint_whose_answers_always_break_is_given_up(what: str) -> None:
         ask(quick(url, max_retries=1))
 
 
+def ask_beside_others(reply: Callable[[dict[str, Any], int], bytes]) -> tuple[HttpLlm, BaseException]:
+    """What becomes of the one request that is always answered badly, and the model after that."""
+
+    async def go(llm: HttpLlm) -> BaseException:
+        others = (llm.complete([{"role": "user", "content": f"fine {at}"}]) for at in range(3))
+        poison, *answers = await asyncio.gather(llm.complete([{"role": "user", "content": "poison"}]), *others, return_exceptions=True)
+        await llm.aclose()
+        assert not any(isinstance(answer, BaseException) for answer in answers)
+        assert isinstance(poison, BaseException)
+        return poison
+
+    def answer(body: dict[str, Any], times: int) -> bytes:
+        if body["messages"][0]["content"] == "poison":
+            return reply(body, times)
+        time.sleep(0.1)
+        return http(200, GOOD)
+
+    with raw_endpoint(answer) as url:
+        llm = HttpLlm(EndpointConfig(base_url=url, model="big", max_retries=2, first_backoff_seconds=0.4))
+        return llm, asyncio.run(go(llm))
+
+
+@pytest.mark.parametrize("what", [what for what in BROKEN if not what.startswith("429")])
+def test_a_request_that_fails_at_every_try_while_others_are_answered_is_refused_alone(what: str) -> None:
+    llm, error = ask_beside_others(lambda *_: BROKEN[what])
+    assert isinstance(error, PromptRefused)
+    assert "3 times, while others were answered" in str(error)
+    assert llm.failure is None
+
+
+def test_a_request_that_an_overloaded_endpoint_never_takes_is_not_the_requests_fault() -> None:
+    llm, error = ask_beside_others(lambda *_: http(429, b"slow down"))
+    assert isinstance(error, NoProgress)
+    assert llm.failure is error
+
+
 def test_the_pause_before_a_retry_doubles_and_is_drawn() -> None:
     with raw_endpoint(lambda *_: http(500, b"")) as url:
         waited = []

@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import random
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -24,6 +26,19 @@ _NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 403, 404, 405)
 """A redirection too: nothing is sent anywhere else than to `base_url`."""
 _BUSY = (408, 409, 425, 429)
 """Worth another try, as is every 5xx."""
+_OVERLOADED = (429, 503, 529)
+"""Says nothing of the request that met it."""
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A try that failed."""
+
+    problem: str
+    pause_seconds: float = 0.0
+    """That the endpoint asks for before the next one."""
+    overloaded: bool = False
+    """Whether it said nothing of the request itself."""
 
 
 class HttpLlm:
@@ -47,6 +62,7 @@ class HttpLlm:
             limits=httpx.Limits(max_connections=endpoint.max_concurrency),  # else 100
         )
         self._places = asyncio.Semaphore(endpoint.max_concurrency)
+        self._answered_at = 0.0
         self._costs = endpoint.price is not None and endpoint.price.usd(Usage(prompt_tokens=1, completion_tokens=1)) > 0
 
     async def complete(
@@ -55,7 +71,8 @@ class HttpLlm:
         """`n` completions of a conversation, tool calls written in the student's format; `logprobs` cannot be had as ids.
 
         Raises:
-            PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
+            PromptRefused: the endpoint says that this request is wrong, fails at every try of it while it answers others, or gives fewer
+                than `n` completions.
             ConfigError: it does not know us, the path or the model, it is no chat endpoint, or it has a price and gives no usage.
             NoProgress: it failed at every try.
         """
@@ -83,42 +100,49 @@ class HttpLlm:
         await self._client.aclose()
 
     async def _post(self, body: dict[str, Any]) -> Any:
-        pause, at_least, problem = self._endpoint.first_backoff_seconds, 0.0, ""
+        pause, began, failed = self._endpoint.first_backoff_seconds, time.monotonic(), _Failed("")
         for attempt in range(self._endpoint.max_retries + 1):
             if attempt:
-                log.warning("%s: %s; try %s", self._url, problem, attempt + 1)
-                await asyncio.sleep(max(at_least, pause * random.uniform(0.5, 1)))
+                log.warning("%s: %s; try %s", self._url, failed.problem, attempt + 1)
+                await asyncio.sleep(max(failed.pause_seconds, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            try:
-                async with asyncio.timeout(self._endpoint.timeout_seconds):
-                    response = await self._client.post(self._url, json=body)
-            except TimeoutError:
-                problem = f"no whole answer within {self._endpoint.timeout_seconds:g} s"
-                continue
-            except (httpx.TransportError, httpx.DecodingError) as error:
-                problem = f"{type(error).__name__} {error}".strip()
-                continue
-            problem = f"HTTP {response.status_code} {self._said(response)}".strip()
-            if response.is_success:
-                answer, problem = self._read(response)
-                if not problem:
-                    return answer
-            elif response.status_code not in _BUSY and response.status_code < 500:
-                raise self._refusal(response.status_code, problem)
-            at_least = _retry_after(response)
-        raise self._fail(NoProgress(f"{self._url}: {problem}, {self._endpoint.max_retries + 1} times"))
+            answer = await self._try(body)
+            if not isinstance(answer, _Failed):
+                self._answered_at = time.monotonic()
+                return answer
+            failed = answer
+        problem = f"{self._url}: {failed.problem}, {self._endpoint.max_retries + 1} times"
+        if self._answered_at > began and not failed.overloaded:
+            raise PromptRefused(f"{problem}, while others were answered")
+        raise self._fail(NoProgress(problem))
 
-    def _read(self, response: httpx.Response) -> tuple[Any, str]:
-        """The answer, or what to say of one that another try may better; one that no try would ends everything."""
+    async def _try(self, body: dict[str, Any]) -> Any:
+        """The answer's JSON, or `_Failed` where another try may do better."""
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_seconds):
+                response = await self._client.post(self._url, json=body)
+        except TimeoutError:
+            return _Failed(f"no whole answer within {self._endpoint.timeout_seconds:g} s")
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return _Failed(f"{type(error).__name__} {error}".strip())
+        if response.is_success:
+            return self._read(response)
+        problem = f"HTTP {response.status_code} {self._said(response)}".strip()
+        if response.status_code not in _BUSY and response.status_code < 500:
+            raise self._refusal(response.status_code, problem)
+        return _Failed(problem, _retry_after(response), response.status_code in _OVERLOADED)
+
+    def _read(self, response: httpx.Response) -> Any:
+        """As `_try`; an answer that no try would better ends everything."""
         try:
             answer = response.json()
         except (ValueError, RecursionError):
             if response.text.strip() and not response.text.lstrip().startswith("{"):
                 raise self._fail(ConfigError(f"{self._url} answered no JSON: {self._said(response)!r}; is base_url right?")) from None
-            return None, f"HTTP {response.status_code}, cut short after {len(response.content)} bytes"
+            return _Failed(f"HTTP {response.status_code}, cut short after {len(response.content)} bytes")
         if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):  # as gateways report what is behind them
-            return None, f"HTTP {response.status_code} {self._said(response)}"
-        return answer, ""
+            return _Failed(f"HTTP {response.status_code} {self._said(response)}")
+        return answer
 
     def _said(self, response: httpx.Response) -> str:
         """The beginning of an answer, without the key: some endpoints send that back."""
