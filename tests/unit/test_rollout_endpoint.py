@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 from raw_endpoint import GOOD, http, raw_endpoint
@@ -20,7 +21,7 @@ from supertiny.tasks.base import load_task
 
 def reasons(url: str, num_rows: int, max_concurrency: int, row_timeout_seconds: float) -> Counter[str]:
     """What became of rows of one call each that came all at once."""
-    endpoint = {"base_url": url, "model": "m", "max_concurrency": max_concurrency}
+    endpoint = {"base_url": url, "model": "m", "max_concurrency": max_concurrency, "max_retries": 2, "first_backoff_seconds": 0.3}
     task = {"path": "short_task:ShortTask", "options": {"num_prompts": num_rows}}
     values = {"task": task, "endpoint": endpoint, "layout": {"row_timeout_seconds": row_timeout_seconds}}
     config = validate(RolloutConfig, values, "test")
@@ -47,3 +48,14 @@ def test_rows_that_wait_for_a_place_at_the_endpoint_do_not_run_out_of_time() -> 
 
     with raw_endpoint(answer) as url:
         assert reasons(url, num_rows=32, max_concurrency=2, row_timeout_seconds=2.5) == {"": 32}
+
+
+def test_a_row_that_the_endpoint_always_fails_at_is_rejected_and_the_job_goes_on() -> None:
+    def answer(body: dict[str, Any], times: int) -> bytes:
+        if body["messages"][0]["content"] == "say 3":
+            return http(500, b"internal error")
+        time.sleep(0.1)
+        return http(200, GOOD)
+
+    with raw_endpoint(answer) as url:
+        assert reasons(url, num_rows=8, max_concurrency=4, row_timeout_seconds=20) == {"": 7, "failed": 1}

@@ -71,10 +71,9 @@ class HttpLlm:
         """`n` completions of a conversation, tool calls written in the student's format; `logprobs` cannot be had as ids.
 
         Raises:
-            PromptRefused: the endpoint says that this request is wrong, fails at every try of it while it answers others, or gives fewer
-                than `n` completions.
-            ConfigError: it does not know us, the path or the model, it is no chat endpoint, or it has a price and gives no usage.
-            NoProgress: it failed at every try.
+            PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
+            ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
+            NoProgress: it failed at every try; for good, unless it answered others meanwhile.
         """
         body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling)}
         if tools:
@@ -85,8 +84,9 @@ class HttpLlm:
             completions = _completions(answer)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._fail(ConfigError(f"{self._url} answered no chat completion ({error!r}): {str(answer)[:200]}")) from None
-        if not answer.get("usage") and self._costs:
-            raise self._fail(ConfigError(f"{self._url} does not say what it used, so its price cannot be counted; leave the price out"))
+        if self._costs and not answer.get("usage"):
+            self._costs = False  # one warning is enough
+            log.warning("%s does not say what it used: its tokens and dollars are counted as none, and no budget holds them", self._url)
         if len(completions) < n:
             raise PromptRefused(f"{self._url} answered {len(completions)} of {n} completions: {str(answer)[:200]}")
         return completions
@@ -113,7 +113,7 @@ class HttpLlm:
             failed = answer
         problem = f"{self._url}: {failed.problem}, {self._endpoint.max_retries + 1} times"
         if self._answered_at > began and not failed.overloaded:
-            raise PromptRefused(f"{problem}, while others were answered")
+            raise NoProgress(f"{problem}, while others were answered")
         raise self._fail(NoProgress(problem))
 
     async def _try(self, body: dict[str, Any]) -> Any:

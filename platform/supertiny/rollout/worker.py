@@ -24,7 +24,7 @@ from itertools import count
 from typing import Any
 
 from supertiny.cli import configure_logging
-from supertiny.errors import MalformedCall
+from supertiny.errors import MalformedCall, NoProgress
 from supertiny.llm.base import GREEDY, Sampling, current_step
 from supertiny.records import Completion, Message, Prompt, Tool, Verdict
 from supertiny.rollout import wire
@@ -190,7 +190,7 @@ async def _solve(message: wire.Solve, task: Task, llm: RemoteLlm, start: wire.St
         completion = _checked(await _in_time(task.teach(message.prompt, llm), start.row_timeout_seconds))
         verdict = _verdict(task, message.prompt, completion, start.check_schema)
     except BaseException as error:  # SystemExit and CancelledError too, if the task raises them
-        reason = "timed_out" if isinstance(error, TimeoutError) else "failed"
+        reason = "timed_out" if isinstance(error, TimeoutError) and not isinstance(error, NoProgress) else "failed"
         verdict = rejected(reason, describe(error))
     llm.open_rows.discard(message.row)
     wire.send(writer, wire.Solved(message.row, completion, verdict))
