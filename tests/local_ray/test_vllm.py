@@ -130,9 +130,13 @@ def test_an_answer_that_ended_by_itself_keeps_its_end_token_among_the_ids_and_no
 def test_a_stop_string_cuts_the_text(llm: VllmLlm) -> None:
     whole = asyncio.run(llm.complete(SAY, sampling=HOT))[0].text
     stop = whole[len(whole) // 2 :][:2]
-    cut = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (stop,)})))[0]
+    cut = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (stop,)}), logprobs=3))[0]
     assert cut.finish_reason == "stop"
     assert cut.text == whole[: whole.index(stop)]
+    assert (cut.token_ids, cut.top_k) == ([], None)  # else they would be others than the text's
+    assert cut.usage.completion_tokens > 0
+    at_once = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (whole[:1],)})))[0]
+    assert (at_once.text, at_once.finish_reason) == ("", "stop")
 
 
 def test_hundreds_of_requests_in_flight_are_each_answered_with_their_own_answer(llm: VllmLlm) -> None:

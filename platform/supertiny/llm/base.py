@@ -27,6 +27,8 @@ class Sampling(Record):
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(256, gt=0)
     stop: tuple[str, ...] = ()
+    """Texts that end the completion, and are no part of it. One that is cut so comes without `token_ids` and `top_k`: those that were drawn
+    are not its text's. `Llm.score` gives them."""
     seed: int | None = None
     json_schema: dict[str, Any] | None = None
     """The completion is JSON that this schema takes, such as `supertiny.tasks.calls.call_schema` of the tools; None leaves it free."""
