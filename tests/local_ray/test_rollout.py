@@ -144,6 +144,16 @@ def test_a_model_that_is_gone_ends_the_job_and_rejects_nothing(tmp_path: Path, l
 
 
 @pytest.mark.ray
+def test_a_key_that_is_not_set_where_the_engines_run_is_named(tmp_path: Path, local_ray: None) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    config = endpoint_config(tmp_path)
+    assert config.endpoint is not None
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set where the endpoint is called from"):
+        rollout(config.model_copy(update={"endpoint": config.endpoint.model_copy(update={"api_key_env": "NO_SUCH_KEY"})}))
+
+
+@pytest.mark.ray
 def test_more_engines_than_the_cluster_holds_are_refused_at_once_with_needs_and_haves(tmp_path: Path, local_ray: None) -> None:
     from supertiny.rollout.pipeline import rollout
 

@@ -9,14 +9,33 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from raw_endpoint import GOOD, http, raw_endpoint
 
 from supertiny.config import validate
+from supertiny.errors import ConfigError
 from supertiny.llm.http import HttpLlm
 from supertiny.rollout.config import RolloutConfig
 from supertiny.rollout.teacher import TeacherActor
 from supertiny.rollout_table import from_table
 from supertiny.tasks.base import load_task
+
+
+def test_a_model_that_cannot_be_opened_ends_the_job_with_its_own_error_and_no_row() -> None:
+    def open_llm() -> HttpLlm:
+        raise ConfigError("engine.num_threads is for CPUs")
+
+    config = validate(RolloutConfig, {"task": {"path": "short_task:ShortTask", "options": {"num_prompts": 1}}}, "test")
+    (prompt,) = load_task(config.task).prompts("train")
+    rows = pa.table({"rollout_id": ["p/0"], "index": pa.array([0], pa.int32()), "prompt": [prompt.model_dump_json()]})
+
+    async def go() -> None:
+        actor = TeacherActor(open_llm, config)
+        with pytest.raises(ConfigError, match=r"engine.num_threads is for CPUs"):
+            await actor(rows)
+        await actor.aclose()
+
+    asyncio.run(go())
 
 
 def reasons(url: str, num_rows: int, max_concurrency: int, row_timeout_seconds: float) -> Counter[str]:

@@ -7,16 +7,18 @@ import atexit
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from supertiny.cli import configure_logging
+from supertiny.errors import SupertinyError
 from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
-from supertiny.records import Completion, Judgement, Prompt, Rollout, Verdict
+from supertiny.records import Completion, Judgement, Message, Prompt, Rollout, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.judge import judge, judge_messages, with_judgement
 from supertiny.rollout.meter import Clock, Meter
@@ -42,6 +44,30 @@ OpenLlm = Callable[[], FailingLlm]
 """Builds the model inside the actor."""
 
 
+class UnopenedLlm:
+    """A model that could not be built, and says why when it is asked: of what an actor's constructor raises, Ray makes its own error."""
+
+    def __init__(self, failure: SupertinyError) -> None:
+        self._why = failure
+        self.failure: BaseException | None = failure
+
+    async def complete(self, messages: Sequence[Message], **options: Any) -> list[Completion]:
+        """Raises why."""
+        raise self._why
+
+    async def score(self, messages: Sequence[Message], text: str, **options: Any) -> Completion:
+        """Raises why."""
+        raise self._why
+
+
+def opened(open_llm: OpenLlm) -> FailingLlm:
+    """The model, or one that fails with what it raised, if that is an error of ours."""
+    try:
+        return open_llm()
+    except SupertinyError as error:
+        return UnopenedLlm(error)
+
+
 class TeacherActor:
     """One model and the task's teacher pipeline over it, for many rollouts at a time."""
 
@@ -49,9 +75,9 @@ class TeacherActor:
         configure_logging()
         atexit.register(be_silent)
         self._tools = load_task(config.task).tools
-        self._llm = open_llm()
+        self._llm = opened(open_llm)
         self._judge = config.filters.judge
-        self._judge_llm = HttpLlm(self._judge.endpoint) if self._judge and self._judge.endpoint else self._llm
+        self._judge_llm = opened(partial(HttpLlm, self._judge.endpoint)) if self._judge and self._judge.endpoint else self._llm
         self._row_timeout_seconds = config.layout.row_timeout_seconds
         limits = (config.layout.row_timeout_seconds, config.layout.blocking_timeout_seconds)
         price = config.endpoint.price if config.endpoint else None
