@@ -143,6 +143,12 @@ def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endp
     ]
 
 
+def test_the_longest_answer_is_called_as_the_endpoint_calls_it(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("hi")]
+    ask(quick(url, max_tokens_field="max_completion_tokens"), sampling=Sampling(max_tokens=9))
+    assert (endpoint.bodies[0].get("max_completion_tokens"), "max_tokens" in endpoint.bodies[0]) == (9, False)
+
+
 def test_a_schema_for_the_answer_is_sent_as_the_response_format(endpoint: Endpoint, url: str) -> None:
     endpoint.answers = [says("{}")]
     ask(quick(url), sampling=Sampling(json_schema={"type": "object"}))

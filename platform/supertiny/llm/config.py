@@ -86,6 +86,8 @@ class EndpointConfig(Config):
     """The endpoint's name of the model."""
     api_key_env: str | None = None
     """Environment variable that holds the key; None sends none. The key itself never stands in a config."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What it calls the longest answer; OpenAI's own newer models refuse every request that has the former."""
     timeout_seconds: float = Field(120.0, gt=0)
     """Of one try, from its first byte to the last of the answer."""
     max_retries: int = Field(5, ge=0)

@@ -75,7 +75,7 @@ class HttpLlm:
             ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
             NoProgress: it failed at every try; for good, unless it answered others meanwhile.
         """
-        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling)}
+        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling, self._endpoint.max_tokens_field)}
         if tools:
             body["tools"] = list(tools)
         async with self._places:
@@ -171,8 +171,8 @@ def _key(api_key_env: str | None) -> str:
     return key
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
-    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+def _sampling(sampling: Sampling, max_tokens_field: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, max_tokens_field: sampling.max_tokens}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
