@@ -283,7 +283,7 @@ def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(cou
     ledger = ledger_of(llm, tmp_path, "tiny_task:TinyTask")
     spent = spent_since(counters, before)
     assert (ledger["rollouts"], ledger["model_calls"]) == (20, 40)
-    assert {name: ledger[name] for name in spent} == spent
+    assert {name: ledger[name] for name in spent} == {name: ledger["total"][name] for name in spent} == spent
 
 
 def test_a_ledger_has_every_token_of_its_own_engine_that_was_drawn_for_rows_that_took_too_long(

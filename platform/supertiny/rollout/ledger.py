@@ -72,7 +72,7 @@ def add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
 
 
 def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Counts of rollouts, reasons and tokens, the judge's apart, and the engine's busy seconds for all of them."""
+    """Counts of rollouts, reasons and tokens, the judge's apart; the tokens of all calls together, and the engine's busy seconds for them."""
     accepted = [rollout for rollout in rollouts if rollout.verdict.accepted]
     reasons = Counter(rollout.verdict.reason for rollout in rollouts if not rollout.verdict.accepted)
     judgements = [rollout.verdict.judgement for rollout in rollouts if rollout.verdict.judgement is not None]
@@ -86,6 +86,7 @@ def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "accepted_with_teacher_logprobs": sum(rollout.completion.top_k is not None for rollout in accepted),
         **_tokens([rollout.completion.usage for rollout in rollouts]),
         "judge": _tokens([judgement.usage for judgement in judgements]),
+        "total": _tokens([step.usage for rollout in rollouts for step in rollout.steps.values()]),
         "engine_seconds": sum(rollout.engine_seconds for rollout in rollouts),
         "by_pipeline_step": _by_step(rollouts),
     }
