@@ -72,7 +72,7 @@ def add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
 
 
 def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Counts of rollouts, reasons and tokens, the judge's apart; the tokens of all calls together, and the engine's busy seconds for them."""
+    """Counts of rollouts and reasons; tokens of the pipelines, of the judge and of all calls; the engine's busy seconds for all."""
     accepted = [rollout for rollout in rollouts if rollout.verdict.accepted]
     reasons = Counter(rollout.verdict.reason for rollout in rollouts if not rollout.verdict.accepted)
     judgements = [rollout.verdict.judgement for rollout in rollouts if rollout.verdict.judgement is not None]
