@@ -161,6 +161,21 @@ def test_more_engines_than_the_cluster_holds_are_refused_at_once_with_needs_and_
         rollout(endpoint_config(tmp_path, num_engines=100))
 
 
+def test_an_error_of_ours_from_an_actor_has_its_own_message_and_not_rays_traceback() -> None:
+    from ray.exceptions import RayTaskError
+
+    from supertiny.rollout.pipeline import own_error
+
+    ours = ConfigError("set the key")
+    rays = RayTaskError("submit", "Traceback (most recent call last): ...", ours).as_instanceof_cause()
+    assert isinstance(rays, ConfigError)
+    outer = RuntimeError("Ray Data")
+    outer.__cause__ = rays
+    assert str(own_error(outer)) == str(own_error(rays)) == "set the key"
+    nothing_of_ours = RuntimeError("lost")
+    assert own_error(nothing_of_ours) is nothing_of_ours
+
+
 def test_a_teacher_that_is_not_there_is_missed_before_ray_starts(tmp_path: Path) -> None:
     from supertiny.rollout.pipeline import rollout
 

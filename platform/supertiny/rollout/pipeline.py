@@ -245,16 +245,17 @@ def _write_blocks(dataset: ray.data.Dataset, blocks: Path, written: Future[None]
             dataset.write_parquet(str(blocks))
         written.set_result(None)
     except BaseException as error:
-        written.set_exception(_cause(error))
+        written.set_exception(own_error(error))
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Our own error inside Ray's, where there is one: its message is enough."""
+def own_error(error: BaseException) -> BaseException:
+    """Our own error inside Ray's, where there is one: its message is enough, and Ray's of the same class has a traceback for one."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, SupertinyError):
+        deeper = getattr(inner, "cause", None) or inner.__cause__
+        if isinstance(inner, SupertinyError) and not isinstance(deeper, SupertinyError):
             return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
+        inner = deeper
     return error
 
 
