@@ -53,11 +53,11 @@ class UnopenedLlm:
 
     async def complete(self, messages: Sequence[Message], **options: Any) -> list[Completion]:
         """Raises why."""
-        raise self._why
+        raise self._why.with_traceback(None)  # else each row adds to it
 
     async def score(self, messages: Sequence[Message], text: str, **options: Any) -> Completion:
         """Raises why."""
-        raise self._why
+        raise self._why.with_traceback(None)  # else each row adds to it
 
 
 def opened(open_llm: OpenLlm) -> FailingLlm:
