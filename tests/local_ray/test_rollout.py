@@ -144,11 +144,36 @@ def test_a_model_that_is_gone_ends_the_job_and_rejects_nothing(tmp_path: Path, l
 
 
 @pytest.mark.ray
+def test_a_key_that_is_not_set_where_the_engines_run_is_named(tmp_path: Path, local_ray: None) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    config = endpoint_config(tmp_path)
+    assert config.endpoint is not None
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set where the endpoint is called from"):
+        rollout(config.model_copy(update={"endpoint": config.endpoint.model_copy(update={"api_key_env": "NO_SUCH_KEY"})}))
+
+
+@pytest.mark.ray
 def test_more_engines_than_the_cluster_holds_are_refused_at_once_with_needs_and_haves(tmp_path: Path, local_ray: None) -> None:
     from supertiny.rollout.pipeline import rollout
 
     with pytest.raises(PlanTooBig, match=r"rollout needs 101 CPUs \(100 engines\), the cluster has 8"):
         rollout(endpoint_config(tmp_path, num_engines=100))
+
+
+def test_an_error_of_ours_from_an_actor_has_its_own_message_and_not_rays_traceback() -> None:
+    from ray.exceptions import RayTaskError
+
+    from supertiny.rollout.pipeline import own_error
+
+    ours = ConfigError("set the key")
+    rays = RayTaskError("submit", "Traceback (most recent call last): ...", ours).as_instanceof_cause()
+    assert isinstance(rays, ConfigError)
+    outer = RuntimeError("Ray Data")
+    outer.__cause__ = rays
+    assert str(own_error(outer)) == str(own_error(rays)) == "set the key"
+    nothing_of_ours = RuntimeError("lost")
+    assert own_error(nothing_of_ours) is nothing_of_ours
 
 
 def test_a_teacher_that_is_not_there_is_missed_before_ray_starts(tmp_path: Path) -> None:
@@ -165,6 +190,14 @@ def test_a_teacher_whose_weights_were_cut_short_is_found_before_ray_starts(tmp_p
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CorruptArtifact, match=r"model\.safetensors: .* bytes, the manifest says"):
         rollout(RolloutConfig(run_root=str(tmp_path), teacher="tiny"))
+
+
+def test_prompts_that_are_not_those_that_were_asked_for_are_found_before_ray_starts(tmp_path: Path) -> None:
+    from supertiny.rollout.pipeline import rollout
+
+    task = TaskConfig(path="short_task:ShortTask", options={"num_prompts": 3})
+    with pytest.raises(CorruptArtifact, match="the prompts of split train have sha256"):
+        rollout(validate(RolloutConfig, {"run_root": str(tmp_path), "task": task, "scripted": {}, "prompts_sha256": "0" * 64}, "test"))
 
 
 @pytest.mark.ray

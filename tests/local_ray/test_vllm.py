@@ -130,9 +130,13 @@ def test_an_answer_that_ended_by_itself_keeps_its_end_token_among_the_ids_and_no
 def test_a_stop_string_cuts_the_text(llm: VllmLlm) -> None:
     whole = asyncio.run(llm.complete(SAY, sampling=HOT))[0].text
     stop = whole[len(whole) // 2 :][:2]
-    cut = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (stop,)})))[0]
+    cut = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (stop,)}), logprobs=3))[0]
     assert cut.finish_reason == "stop"
     assert cut.text == whole[: whole.index(stop)]
+    assert (cut.token_ids, cut.top_k) == ([], None)  # else they would be others than the text's
+    assert cut.usage.completion_tokens > 0
+    at_once = asyncio.run(llm.complete(SAY, sampling=HOT.model_copy(update={"stop": (whole[:1],)})))[0]
+    assert (at_once.text, at_once.finish_reason) == ("", "stop")
 
 
 def test_hundreds_of_requests_in_flight_are_each_answered_with_their_own_answer(llm: VllmLlm) -> None:
@@ -279,7 +283,7 @@ def test_a_ledgers_totals_are_what_the_engines_own_counters_say_to_the_token(cou
     ledger = ledger_of(llm, tmp_path, "tiny_task:TinyTask")
     spent = spent_since(counters, before)
     assert (ledger["rollouts"], ledger["model_calls"]) == (20, 40)
-    assert {name: ledger[name] for name in spent} == spent
+    assert {name: ledger[name] for name in spent} == {name: ledger["total"][name] for name in spent} == spent
 
 
 def test_a_ledger_has_every_token_of_its_own_engine_that_was_drawn_for_rows_that_took_too_long(

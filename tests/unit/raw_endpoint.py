@@ -63,7 +63,7 @@ def http(status: int, body: bytes, *, length: int | None = None, **headers: str)
         **headers,
     }
     lines = [f"HTTP/1.1 {status} So", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items()), "", ""]
-    return "\r\n".join(lines).encode() + body
+    return "\r\n".join(lines).encode("latin-1") + body
 
 
 def completion(text: str) -> bytes:
@@ -80,6 +80,11 @@ BROKEN = {
     "nothing": b"",
     "half of a head": b"HTTP/1.1 200 O",
     "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
+    "what is no gzip": http(200, GOOD, Content_Encoding="gzip"),
+    "brackets without end": http(200, b'{"choices":' + b"[" * 100_000),
+    "an error in a body of 200": http(200, b'{"error": {"message": "overloaded", "code": 502}}'),
+    "408": http(408, b"too slow"),
+    "429 and a digit that is no number": http(429, b"slow down", Retry_After="\u00b2"),
     "429": http(429, b"slow down"),
     "500": http(500, b"\xff\xfe no UTF-8"),
 }

@@ -10,7 +10,7 @@ import pytest
 
 from supertiny.config import TaskConfig
 from supertiny.errors import ConfigError
-from supertiny.llm.base import Llm
+from supertiny.llm.base import Llm, Sampling
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Completion, Message, Prompt, Usage
 from supertiny.tasks.base import load_task
@@ -104,3 +104,9 @@ def test_a_scripted_models_delays_overlap() -> None:
 
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**64), 2**62])
+def test_a_seed_that_would_end_the_engine_is_the_rows_fault(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        Sampling(seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socketserver
 import threading
 import time
 import traceback
@@ -113,6 +114,15 @@ def test_the_cost_of_several_completions_is_counted_once(endpoint: Endpoint, url
     assert (total.calls, total.prompt_tokens, total.completion_tokens) == (1, 7, 3)
 
 
+@pytest.mark.parametrize(("usd", "warnings"), [(0.0, 0), (1.0, 1)])
+def test_an_endpoint_that_has_a_price_and_does_not_say_what_it_used_is_warned_of_once(
+    usd: float, warnings: int, endpoint: Endpoint, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint.answers = [lambda _: JSONResponse({"choices": [{"message": {"content": "hi"}}]})]
+    ask(quick(url, price={"prompt_usd": usd, "completion_usd": usd}), times=3)
+    assert caplog.text.count("does not say what it used") == warnings
+
+
 def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endpoint, url: str) -> None:
     endpoint.answers = [says("hi", "ho")]
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -131,6 +141,12 @@ def test_sampling_and_tools_are_sent_in_the_words_of_the_protocol(endpoint: Endp
             "tools": [tool],
         }
     ]
+
+
+def test_the_longest_answer_is_called_as_the_endpoint_calls_it(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("hi")]
+    ask(quick(url, max_tokens_field="max_completion_tokens"), sampling=Sampling(max_tokens=9))
+    assert (endpoint.bodies[0].get("max_completion_tokens"), "max_tokens" in endpoint.bodies[0]) == (9, False)
 
 
 def test_a_schema_for_the_answer_is_sent_as_the_response_format(endpoint: Endpoint, url: str) -> None:
@@ -179,8 +195,25 @@ def test_a_slow_answer_is_a_try_that_failed() -> None:
         time.sleep(0.5)
         return b""
 
-    with raw_endpoint(dawdle) as url, pytest.raises(NoProgress, match="Timeout, 1 times"):
+    with raw_endpoint(dawdle) as url, pytest.raises(NoProgress, match=r"no whole answer within 0.1 s, 1 times"):
         ask(quick(url, max_retries=0, timeout_seconds=0.1))
+
+
+def test_an_answer_that_comes_byte_by_byte_has_to_end_in_time() -> None:
+    class Dripping(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(http(200, b"{", length=1000))
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        llm = quick(f"http://127.0.0.1:{server.server_address[1]}/v1", max_retries=0, timeout_seconds=0.3)
+        with pytest.raises(NoProgress, match=r"no whole answer within 0.3 s"):
+            ask(llm)
+        server.shutdown()
 
 
 def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is_still_sent(endpoint: Endpoint, url: str) -> None:
@@ -192,7 +225,7 @@ def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is
     assert llm.failure is None
 
 
-@pytest.mark.parametrize("status", [401, 404])
+@pytest.mark.parametrize("status", [301, 307, 401, 404])
 def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
     endpoint.answers = [fails(status)]
     llm = quick(url)
@@ -216,6 +249,22 @@ def test_the_key_comes_from_the_environment(endpoint: Endpoint, url: str, monkey
     assert endpoint.keys == ["Bearer s3cret"]
 
 
+@pytest.mark.parametrize("around", ["{}\n", " {}\r\n"])
+def test_white_space_around_the_key_is_no_part_of_it(around: str, endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint.answers = [says("hi")]
+    monkeypatch.setenv(KEY, around.format("s3cret"))
+    ask(quick(url, api_key_env=KEY))
+    assert endpoint.keys == ["Bearer s3cret"]
+
+
+@pytest.mark.parametrize("key", ["s3cret\nX-Other: 1", "s3cret\u2026"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(ConfigError, match=KEY) as caught:
+        HttpLlm(EndpointConfig(base_url="http://127.0.0.1:1/v1", model="big", api_key_env=KEY))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_key_that_is_not_set_is_named_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEY, raising=False)
     with pytest.raises(ConfigError, match=KEY):
@@ -226,6 +275,17 @@ def test_no_more_requests_are_under_way_than_allowed(endpoint: Endpoint, url: st
     endpoint.answers = [says("hi")]
     ask(quick(url, max_concurrency=3), times=12)
     assert (len(endpoint.bodies), endpoint.most_under_way) == (12, 3)
+
+
+def test_hundreds_of_requests_are_under_way_where_that_is_allowed() -> None:
+    together = threading.Barrier(150)
+
+    def wait(*_: object) -> bytes:
+        together.wait(20)
+        return http(200, GOOD)
+
+    with raw_endpoint(wait) as url:
+        assert len(ask(quick(url, max_concurrency=150, max_retries=0), times=150)) == 150
 
 
 def test_a_score_has_no_tokens_and_costs_nothing(url: str) -> None:
@@ -245,6 +305,42 @@ def test_an_answer_that_breaks_on_the_way_is_asked_for_again_and_paid_for_once(w
 def test_an_endpoint_whose_answers_always_break_is_given_up(what: str) -> None:
     with raw_endpoint(lambda *_: BROKEN[what]) as url, pytest.raises(NoProgress, match="2 times"):
         ask(quick(url, max_retries=1))
+
+
+def ask_beside_others(reply: Callable[[dict[str, Any], int], bytes]) -> tuple[HttpLlm, BaseException]:
+    """What becomes of the one request that is always answered badly, and the model after that."""
+
+    async def go(llm: HttpLlm) -> BaseException:
+        others = (llm.complete([{"role": "user", "content": f"fine {at}"}]) for at in range(3))
+        poison, *answers = await asyncio.gather(llm.complete([{"role": "user", "content": "poison"}]), *others, return_exceptions=True)
+        await llm.aclose()
+        assert not any(isinstance(answer, BaseException) for answer in answers)
+        assert isinstance(poison, BaseException)
+        return poison
+
+    def answer(body: dict[str, Any], times: int) -> bytes:
+        if body["messages"][0]["content"] == "poison":
+            return reply(body, times)
+        time.sleep(0.1)
+        return http(200, GOOD)
+
+    with raw_endpoint(answer) as url:
+        llm = HttpLlm(EndpointConfig(base_url=url, model="big", max_retries=2, first_backoff_seconds=0.4))
+        return llm, asyncio.run(go(llm))
+
+
+@pytest.mark.parametrize("what", [what for what in BROKEN if not what.startswith("429")])
+def test_a_request_that_fails_at_every_try_while_others_are_answered_fails_alone(what: str) -> None:
+    llm, error = ask_beside_others(lambda *_: BROKEN[what])
+    assert isinstance(error, NoProgress)
+    assert "3 times, while others were answered" in str(error)
+    assert llm.failure is None
+
+
+def test_a_request_that_an_overloaded_endpoint_never_takes_is_not_the_requests_fault() -> None:
+    llm, error = ask_beside_others(lambda *_: http(429, b"slow down"))
+    assert isinstance(error, NoProgress)
+    assert llm.failure is error
 
 
 def test_the_pause_before_a_retry_doubles_and_is_drawn() -> None:
@@ -279,13 +375,20 @@ def test_arguments_that_are_no_object_are_an_answer_that_is_malformed_and_paid_f
         parse(completion.text)
 
 
-@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>"])
+@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>", "400 that says the key", "500 that says the key"])
 def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    answers = {"401": http(401, b"no such key"), "500": http(500, b"no"), "nothing": b"", "<html>": http(200, b"<html>")}
+    answers = {
+        "401": http(401, b"no such key"),
+        "500": http(500, b"no"),
+        "nothing": b"",
+        "<html>": http(200, b"<html>"),
+        "400 that says the key": http(400, b"you sent Authorization: Bearer s3cret"),
+        "500 that says the key": http(500, b"you sent Authorization: Bearer s3cret"),
+    }
     monkeypatch.setenv(KEY, "s3cret")
     caplog.set_level(logging.DEBUG)
     with raw_endpoint(lambda *_: answers[what]) as url:
         llm = quick(url, api_key_env=KEY, max_retries=1)
-        with pytest.raises((ConfigError, NoProgress)) as caught:
+        with pytest.raises((ConfigError, NoProgress, PromptRefused)) as caught:
             ask(llm)
     assert "s3cret" not in caplog.text + "".join(traceback.format_exception(caught.value)) + repr(llm) + repr(vars(llm))

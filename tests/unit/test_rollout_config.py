@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from supertiny.config import validate
@@ -100,3 +104,12 @@ def test_an_engine_with_a_device_for_every_worker_is_taken(engine: object, layou
 
 def test_no_filter_is_on_but_for_the_schema() -> None:
     assert {key: value for key, value in RolloutConfig().filters.model_dump().items() if value} == {"check_schema": True}
+
+
+@pytest.mark.parametrize(
+    "section", ["Engines of a rollout", "Rollouts over an endpoint", "Filters of a rollout", "Rollouts that the student finds likely"]
+)
+def test_the_settings_that_the_operations_page_shows_are_settings(section: str, checkout: Path) -> None:
+    page = (checkout / "docs" / "operations.md").read_text()
+    (shown,) = re.findall(rf"^## {section}\n.*?^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    validate(RolloutConfig, tomllib.loads(shown), section)

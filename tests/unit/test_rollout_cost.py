@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -18,7 +19,9 @@ from supertiny.records import StepUsage, Usage
 from supertiny.rollout.config import RatesConfig, RolloutConfig
 from supertiny.rollout.dry_run import describe
 from supertiny.rollout.estimate import cost, estimate, ledger_rates, measured_rates, reserved_usd, used_usd
+from supertiny.rollout.ledger import warning
 from supertiny.rollout.progress import Goal, Tally, watch
+from supertiny.rollout.progress import describe as progress_line
 from supertiny.rollout.spending import Spending
 
 RATES = RatesConfig(engine_seconds=0.5, prompt_tokens=100, completion_tokens=20)
@@ -208,3 +211,21 @@ def test_a_budget_for_endpoints_of_no_known_price_is_refused() -> None:
     assert priced({"prompt_usd": 0.0, "completion_usd": 0.0}, budget_usd=5.0).endpoints_without_price() == []
     with pytest.raises(ConfigError, match=r"nobody knows what endpoint and filters.judge.endpoint costs; set its price, 0 if nothing"):
         priced(None, budget_usd=5.0)
+
+
+def test_a_line_of_progress_says_what_became_of_the_rows_and_what_it_cost(tmp_path: Path) -> None:
+    write_block(tmp_path, "a", ["p/0", "p/1"])
+    for at, reason in enumerate(("execution", "execution", "timed_out", "failed", "schema", "malformed")):
+        write_block(tmp_path, f"b{at}", [f"q{at}/0"], reason=reason)
+    tally = Tally(tmp_path / "blocks", tmp_path / "done", started=time.monotonic() - 1000)
+    money = Spending(tmp_path / "spent.json", usd_per_hour=1e-9, endpoint_usd=0.25)
+    assert progress_line(tally, 20, money).startswith("0/20 rollouts after 1")
+    tally.update()
+    line = progress_line(tally, 20, money)
+    assert line.startswith("8/20 rollouts, 2 accepted (25%), 6 rejected (execution 2, ")
+    assert re.search(r" 1, …\), 0 tokens/s, \$0\.25 so far, 1\d\d\d s left$", line)
+
+
+def test_a_rollout_that_made_nothing_warns_of_it() -> None:
+    assert warning({"rollouts": 5, "accepted": 1}) is None
+    assert str(warning({"rollouts": 5, "accepted": 0})).startswith("none of the 5 rollouts was accepted: rejected.parquet says")

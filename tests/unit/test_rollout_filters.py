@@ -144,6 +144,12 @@ def test_a_prompt_that_was_dropped_stands_in_no_others_way() -> None:
     assert reasons(filtered(rollouts, max_pass_rate=0.5, max_similarity=0.8)) == ["often_solved", "often_solved", "accepted", "schema"]
 
 
+def rejected(prompt_id: str, reason: str) -> Rollout:
+    """The one rollout of a prompt, rejected before the filters."""
+    (row,) = group([None], prompt_id=prompt_id)
+    return row.model_copy(update={"verdict": Verdict(accepted=False, score=-1, reason=reason)})
+
+
 def test_every_layer_is_counted_and_the_pass_rates_are_told() -> None:
     judged = Judgement(prompt=[], answers=["Score: 1"], score=1.0, usage=Usage())
     verdict = Verdict(accepted=False, score=1, reason="low_score", judgement=judged)
@@ -152,9 +158,13 @@ def test_every_layer_is_counted_and_the_pass_rates_are_told() -> None:
         *[row.model_copy(update={"verdict": verdict}) for row in group([ON], prompt_id="b", reference=ON)],
         *group([OFF], prompt_id="c", reference=OFF),
         *group([OFF], prompt_id="d", reference=OFF),
+        *[rejected(f"e{at}", reason) for at, reason in enumerate(("malformed", "timed_out", "crashed", "wrong_call"))],
     ]
     result = filter_groups(rollouts, FiltersConfig(drop_duplicates=True, max_similarity=0.5, max_pass_rate=0.9))
     assert result.rejected_by_layer == {
+        "pipeline": 2,
+        "parse": 1,
+        "schema": 1,
         "verdict": 1,
         "judge": 1,
         "agreement": 1,
@@ -163,7 +173,7 @@ def test_every_layer_is_counted_and_the_pass_rates_are_told() -> None:
         "duplicate": 1,
         "near_duplicate": 0,
     }
-    assert result.pass_rates == {"0/1": 1, "2/4": 1, "1/1": 2}
+    assert result.pass_rates == {"0/1": 5, "2/4": 1, "1/1": 2}
     assert sum(result.rejected_by_layer.values()) + len([row for row in result.rollouts if row.verdict.accepted]) == len(rollouts)
 
 

@@ -135,6 +135,7 @@ def test_a_judge_that_answers_nonsense_or_cannot_answer_rejects_the_row_with_its
     assert ledger["judge"]["model_calls"] == 2
     assert ledger["judge"]["completion_tokens"] == 2 + 6
     assert ledger["model_calls"] == 4
+    assert (ledger["total"]["model_calls"], ledger["total"]["completion_tokens"]) == (6, ledger["completion_tokens"] + 8)
     assert made[0].completion.usage == Usage(calls=1, prompt_tokens=1, completion_tokens=1)
     assert {name: step["model_calls"] for name, step in ledger["by_pipeline_step"].items()} == {"unnamed": 4, "filters.judge": 2}
 

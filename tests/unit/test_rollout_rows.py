@@ -141,6 +141,7 @@ ANSWERS: dict[str, dict[str, object]] = {
     "10 MB": {"text": "x" * 10_000_000},
     "other tokens": {"token_ids": [1, 2], "top_k": TopK(ids=[[1]], logprobs=[[0.0]])},
     "malformed": {"text": "<tool_call>{"},
+    "cut off": {"text": "and then I", "finish_reason": "length"},
     "no such tool": {"text": render([Call(name="shout")])},
     "bad schema": {"text": render([Call(name="echo", arguments={"word": 7})])},
 }
@@ -259,6 +260,7 @@ NONSENSE = {
     "other tokens": ("failed", "CorruptArtifact: rollout other tokens/0: 1 teacher logprobs for 2 completion tokens"),
     "verifier raises": ("failed", "IndexError: no such light"),
     "malformed": ("malformed", "a <tool_call> block is not closed"),
+    "cut off": ("cut_off", "ran into max_tokens: …and then I"),
     "no such tool": ("schema", "no such tool: shout"),
     "bad schema": ("schema", "echo: 7 is not of type 'string'"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from supertiny.errors import ConfigError, NoProgress, PromptRefused
+from supertiny.errors import ConfigError, NoProgress, PlanTooBig, PromptRefused
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Completion, Message, Prompt, Rollout, StepUsage, Tool, Usage, Verdict
 from supertiny.rollout.config import FiltersConfig, LikelihoodConfig
@@ -115,6 +115,17 @@ def test_progress_is_read_off_blocks_of_scores_as_off_blocks_of_rollouts(tmp_pat
         pq.write_table(table.select(columns), tmp_path / part / "a.parquet")
     tally = Tally(tmp_path / "blocks", tmp_path / "done")
     assert (tally.update(), tally.rollouts, tally.accepted, tally.rejected) == (1, 2, 1, {"not_scored": 1})
+
+
+@pytest.mark.parametrize("error", [ConfigError("num_threads is for CPUs"), PlanTooBig("two workers, one core")])
+def test_a_student_that_cannot_be_opened_ends_the_job_with_its_own_error(error: Exception, tmp_path: Path) -> None:
+    def open_llm() -> StudentLlm:
+        raise error
+
+    write_unscored(write_blocks(tmp_path, [rollout("p/0", "likely")]), set(), tmp_path / "unscored")
+    actor = StudentActor(open_llm)
+    with pytest.raises(type(error), match=str(error)):
+        asyncio.run(actor(pq.read_table(tmp_path / "unscored" / "rows.parquet")))
 
 
 def filtered(folder: Path, config: LikelihoodConfig, rows: list[Rollout], **filters: bool) -> list[Rollout]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.records import Call, Completion, Prompt, Rollout, TopK, Usage, Verdict
-from supertiny.rollout_table import ACCEPTED, REJECTED, read_rejected, read_rollouts, read_table, to_table, write_rollouts
+from supertiny.rollout_table import ACCEPTED, REJECTED, TableWriter, read_rejected, read_rollouts, read_table, to_table, write_rollouts
 
 TOOL = {"type": "function", "function": {"name": "set_light", "parameters": {"type": "object", "properties": {}}}}
 
@@ -71,6 +72,26 @@ def test_float16_keeps_logprobs_within_a_hundredth_of_a_nat(values: list[float])
     rollout = some_rollout(token_ids=(1, 2), top_k=TopK(ids=[[1, 2], [3, 4]], logprobs=[values[:2], values[2:]]))
     stored = to_table([rollout]).column("teacher_logprobs").to_pylist()[0]
     assert max(abs(float(a) - b) for a, b in zip(stored, values, strict=True)) < 0.01
+
+
+@pytest.mark.parametrize("writer", ["write_rollouts", "TableWriter"])
+def test_the_top_100_of_152k_tokens_take_at_most_450_bytes_a_token_even_drawn_at_random(writer: str, tmp_path: Path) -> None:
+    draw, num_rows, num_tokens = np.random.default_rng(0), 60, 50
+    rows = []
+    for at in range(num_rows):
+        ids = draw.integers(0, 151_936, (num_tokens, 100))
+        top_k = TopK(ids=ids.tolist(), logprobs=(-draw.exponential(5.0, ids.shape)).tolist())
+        rows.append(some_rollout(f"p{at}/0", tuple(ids[:, 0].tolist()), top_k))
+    if writer == "TableWriter":
+        with TableWriter(tmp_path / ACCEPTED) as table:
+            table.write(rows)
+    else:
+        write_rollouts(tmp_path / ACCEPTED, rows)
+    assert (tmp_path / ACCEPTED).stat().st_size <= 450 * num_rows * num_tokens
+    after = read_rollouts(tmp_path)
+    assert [row.completion.top_k.ids for row in after if row.completion.top_k] == [
+        row.completion.top_k.ids for row in rows if row.completion.top_k
+    ]
 
 
 def test_the_tail_mass_is_the_probability_of_the_tokens_not_kept() -> None:

@@ -27,7 +27,10 @@ class Sampling(Record):
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(256, gt=0)
     stop: tuple[str, ...] = ()
-    seed: int | None = None
+    """Texts that end the completion, and are no part of it. One that is cut so comes without `token_ids` and `top_k`: those that were drawn
+    are not its text's. `Llm.score` gives them."""
+    seed: int | None = Field(None, ge=-(2**62), lt=2**62)
+    """Of one of several completions the next number each; an engine takes 64 bits, and dies of more."""
     json_schema: dict[str, Any] | None = None
     """The completion is JSON that this schema takes, such as `supertiny.tasks.calls.call_schema` of the tools; None leaves it free."""
 

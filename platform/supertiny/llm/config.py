@@ -86,13 +86,15 @@ class EndpointConfig(Config):
     """The endpoint's name of the model."""
     api_key_env: str | None = None
     """Environment variable that holds the key; None sends none. The key itself never stands in a config."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What it calls the longest answer; OpenAI's own newer models refuse every request that has the former."""
     timeout_seconds: float = Field(120.0, gt=0)
-    """Of one try."""
+    """Of one try, from its first byte to the last of the answer."""
     max_retries: int = Field(5, ge=0)
-    """Further tries after 429, a 5xx, a broken connection or an answer that was cut short."""
+    """Further tries after 408, 409, 425, 429, a 5xx, a broken connection or an answer that was cut short."""
     first_backoff_seconds: float = Field(0.5, gt=0)
     """Pause before the first retry; it doubles with each, up to a minute, and is drawn between half of that and all of it."""
     max_concurrency: int = Field(32, gt=0)
-    """Requests under way at once."""
+    """Requests under way at once, of each of a rollout's engines; its judge counts for itself."""
     price: TokenPriceConfig | None = None
     """What it takes for tokens; None where nobody knows, and then a ledger has no dollars for it. It decides nothing of what comes out."""

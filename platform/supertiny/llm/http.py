@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import random
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -20,7 +22,23 @@ from supertiny.tasks.calls import render
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEVER_RIGHT = (401, 403, 404, 405)
+_NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 403, 404, 405)
+"""A redirection too: nothing is sent anywhere else than to `base_url`."""
+_BUSY = (408, 409, 425, 429)
+"""Worth another try, as is every 5xx."""
+_OVERLOADED = (429, 503, 529)
+"""Says nothing of the request that met it."""
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A try that failed."""
+
+    problem: str
+    pause_seconds: float = 0.0
+    """That the endpoint asks for before the next one."""
+    overloaded: bool = False
+    """Whether it said nothing of the request itself."""
 
 
 class HttpLlm:
@@ -30,15 +48,22 @@ class HttpLlm:
     An instance belongs to one event loop.
 
     Raises:
-        ConfigError: the environment variable of the key is not set.
+        ConfigError: the environment variable of the key is not set, or holds what no header can.
     """
 
     def __init__(self, endpoint: EndpointConfig) -> None:
         self.failure: BaseException | None = None
         self._endpoint = endpoint
         self._url = f"{endpoint.base_url.rstrip('/')}/chat/completions"
-        self._client = httpx.AsyncClient(headers=_headers(endpoint.api_key_env), timeout=endpoint.timeout_seconds)
+        key = _key(endpoint.api_key_env)
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=None,  # `_post` has one for the whole try; httpx's begins anew with every piece of an answer
+            limits=httpx.Limits(max_connections=endpoint.max_concurrency),  # else 100
+        )
         self._places = asyncio.Semaphore(endpoint.max_concurrency)
+        self._answered_at = 0.0
+        self._costs = endpoint.price is not None and endpoint.price.usd(Usage(prompt_tokens=1, completion_tokens=1)) > 0
 
     async def complete(
         self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), n: int = 1, sampling: Sampling = GREEDY, logprobs: int = 0
@@ -48,9 +73,9 @@ class HttpLlm:
         Raises:
             PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
             ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
-            NoProgress: it failed at every try.
+            NoProgress: it failed at every try; for good, unless it answered others meanwhile.
         """
-        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling)}
+        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling, self._endpoint.max_tokens_field)}
         if tools:
             body["tools"] = list(tools)
         async with self._places:
@@ -59,6 +84,9 @@ class HttpLlm:
             completions = _completions(answer)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._fail(ConfigError(f"{self._url} answered no chat completion ({error!r}): {str(answer)[:200]}")) from None
+        if self._costs and not answer.get("usage"):
+            self._costs = False  # one warning is enough
+            log.warning("%s does not say what it used: its tokens and dollars are counted as none, and no budget holds them", self._url)
         if len(completions) < n:
             raise PromptRefused(f"{self._url} answered {len(completions)} of {n} completions: {str(answer)[:200]}")
         return completions
@@ -72,34 +100,54 @@ class HttpLlm:
         await self._client.aclose()
 
     async def _post(self, body: dict[str, Any]) -> Any:
-        pause, at_least, problem = self._endpoint.first_backoff_seconds, 0.0, ""
+        pause, began, failed = self._endpoint.first_backoff_seconds, time.monotonic(), _Failed("")
         for attempt in range(self._endpoint.max_retries + 1):
             if attempt:
-                log.warning("%s: %s; try %s", self._url, problem, attempt + 1)
-                await asyncio.sleep(max(at_least, pause * random.uniform(0.5, 1)))
+                log.warning("%s: %s; try %s", self._url, failed.problem, attempt + 1)
+                await asyncio.sleep(max(failed.pause_seconds, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            try:
-                response = await self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__} {error}".strip()
-                continue
-            if response.is_success:
-                try:
-                    return response.json()
-                except ValueError:
-                    problem = self._cut_short(response)
-                    continue
-            problem = f"HTTP {response.status_code} {response.text[:200]}".strip()
-            if response.status_code != 429 and response.status_code < 500:
-                raise self._refusal(response.status_code, problem)
-            at_least = _retry_after(response)
-        raise self._fail(NoProgress(f"{self._url}: {problem}, {self._endpoint.max_retries + 1} times"))
+            answer = await self._try(body)
+            if not isinstance(answer, _Failed):
+                self._answered_at = time.monotonic()
+                return answer
+            failed = answer
+        problem = f"{self._url}: {failed.problem}, {self._endpoint.max_retries + 1} times"
+        if self._answered_at > began and not failed.overloaded:
+            raise NoProgress(f"{problem}, while others were answered")
+        raise self._fail(NoProgress(problem))
 
-    def _cut_short(self, response: httpx.Response) -> str:
-        """What to say of an answer that is no JSON but might have become some; one that would not have ends everything."""
-        if response.text.strip() and not response.text.lstrip().startswith("{"):
-            raise self._fail(ConfigError(f"{self._url} answered no JSON: {response.text[:200]!r}; is base_url right?"))
-        return f"HTTP {response.status_code}, cut short after {len(response.content)} bytes"
+    async def _try(self, body: dict[str, Any]) -> Any:
+        """The answer's JSON, or `_Failed` where another try may do better."""
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_seconds):
+                response = await self._client.post(self._url, json=body)
+        except TimeoutError:
+            return _Failed(f"no whole answer within {self._endpoint.timeout_seconds:g} s")
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return _Failed(f"{type(error).__name__} {error}".strip())
+        if response.is_success:
+            return self._read(response)
+        problem = f"HTTP {response.status_code} {self._said(response)}".strip()
+        if response.status_code not in _BUSY and response.status_code < 500:
+            raise self._refusal(response.status_code, problem)
+        return _Failed(problem, _retry_after(response), response.status_code in _OVERLOADED)
+
+    def _read(self, response: httpx.Response) -> Any:
+        """As `_try`; an answer that no try would better ends everything."""
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            if response.text.strip() and not response.text.lstrip().startswith("{"):
+                raise self._fail(ConfigError(f"{self._url} answered no JSON: {self._said(response)!r}; is base_url right?")) from None
+            return _Failed(f"HTTP {response.status_code}, cut short after {len(response.content)} bytes")
+        if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):  # as gateways report what is behind them
+            return _Failed(f"HTTP {response.status_code} {self._said(response)}")
+        return answer
+
+    def _said(self, response: httpx.Response) -> str:
+        """The beginning of an answer, without the key: some endpoints send that back."""
+        key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+        return (response.text.replace(key, "***") if key else response.text)[:200]
 
     def _refusal(self, status: int, problem: str) -> Exception:
         if status in _NEVER_RIGHT:
@@ -111,17 +159,20 @@ class HttpLlm:
         return error
 
 
-def _headers(api_key_env: str | None) -> dict[str, str]:
+def _key(api_key_env: str | None) -> str:
+    """The key, white space around it left out; empty where none is to be sent. What is wrong with it is said without it."""
     if api_key_env is None:
-        return {}
-    key = os.environ.get(api_key_env)
+        return ""
+    key = os.environ.get(api_key_env, "").strip()
     if not key:
         raise ConfigError(f"api_key_env: the environment variable {api_key_env} is not set where the endpoint is called from")
-    return {"Authorization": f"Bearer {key}"}
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"api_key_env: the environment variable {api_key_env} holds what is no key: line breaks, or other than ASCII")
+    return key
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
-    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
+def _sampling(sampling: Sampling, max_tokens_field: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, max_tokens_field: sampling.max_tokens}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.seed is not None:
@@ -134,7 +185,7 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 def _retry_after(response: httpx.Response) -> float:
     """Seconds that the endpoint asks us to wait; 0 where it does not say, or gives a date."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isdigit() else 0.0
+    return min(float(value), _LONGEST_PAUSE_SECONDS) if value.isdecimal() else 0.0
 
 
 def _completions(answer: Any) -> list[Completion]:

@@ -160,16 +160,12 @@ class VllmLlm:
     def _completion(self, answer: Any, logprobs: int) -> Completion:
         (output,) = answer.outputs
         ids = list(output.token_ids)
-        stopped = output.finish_reason == "stop"
-        # vLLM gives text only where it had to look for stop strings, and then cuts it there
-        text = output.text or self._tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
-        return Completion(
-            text=text,
-            token_ids=ids,
-            top_k=_top_k(output.logprobs, range(len(ids)), logprobs) if logprobs else None,
-            finish_reason="stop" if stopped else "length",
-            usage=usage_of(answer),
-        )
+        stopped, usage = output.finish_reason == "stop", usage_of(answer)
+        if isinstance(output.stop_reason, str):  # the ids go on to the end of the stop string, and not to the end of the turn
+            return Completion(text=output.text, usage=usage)
+        text = self._tokenizer.decode(ids[:-1] if stopped else ids, skip_special_tokens=False)
+        top_k = _top_k(output.logprobs, range(len(ids)), logprobs) if logprobs else None
+        return Completion(text=text, token_ids=ids, top_k=top_k, finish_reason="stop" if stopped else "length", usage=usage)
 
     async def _submit(self, token_ids: list[int], params: Sequence[Any]) -> list[Any]:
         requests = [_Request(str(self._next_id + at), token_ids, each, Future()) for at, each in enumerate(params)]

@@ -27,7 +27,8 @@ class LayoutConfig(Config):
     blocks_in_flight: int = Field(5, gt=0)
     """Blocks that one engine works on at a time; times `block_rows`, keep it above the engine's `max_num_seqs`."""
     row_timeout_seconds: float = Field(120.0, gt=0)
-    """A teacher pipeline that takes longer for one rollout is stopped, and the row rejected as `timed_out`."""
+    """A teacher pipeline that takes longer for one rollout is stopped, and the row rejected as `timed_out`; the waits for its model and the
+    tries that an endpoint did not answer count, so keep it above a few times `endpoint.timeout_seconds`."""
     blocking_timeout_seconds: float = Field(30.0, gt=0)
     """A pipeline or verifier whose synchronous code lets no other one run for longer is killed, and the row rejected as `timed_out`; the
     rows beside it begin again."""
@@ -183,6 +184,9 @@ class RolloutConfig(StageConfig):
     """Which of the task's prompts."""
     limit: int | None = Field(None, gt=0)
     """Only this many prompts, the first ones; None takes all."""
+    prompts_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """Hash over these prompts and the task's tools, which they must have; None takes them as they are and writes their hash down. With
+    other prompts the rollouts are made again."""
     group_size: int = Field(2, gt=0)
     """Completions of one prompt."""
     filters: FiltersConfig = FiltersConfig()

@@ -21,6 +21,13 @@ from supertiny.tasks.calls import matches, meaning, parse
 Layer = Callable[[list[Rollout]], list[Rollout]]
 """From one prompt's rollouts to the same ones, some of them rejected now."""
 
+_LAYERS = {
+    **dict.fromkeys(("timed_out", "failed", "crashed"), "pipeline"),
+    **dict.fromkeys(("malformed", "cut_off"), "parse"),
+    "schema": "schema",
+}
+"""Of reasons that are not the task's own, or mean the same in any task."""
+
 
 @dataclass(frozen=True)
 class Filtered:
@@ -46,11 +53,9 @@ def filter_groups(rollouts: Sequence[Rollout], filters: FiltersConfig, scores: M
     suited = solved if filters.likelihood is None else _by_likelihood(solved, scores or {}, filters.likelihood)
     unique = _by_group(suited, _without_duplicates) if filters.drop_duplicates else suited
     distinct = _without_near_duplicates(unique, filters.max_similarity) if filters.max_similarity is not None else unique
-    by_judge = sum(rollout.verdict.judgement is not None and not rollout.verdict.accepted for rollout in judged)
     left = [_accepted(stage) for stage in (judged, agreed, solved, suited, unique, distinct)]
     layers = ("agreement", "pass_rate", "likelihood", "duplicate", "near_duplicate")
-    counts = {"verdict": len(judged) - left[0] - by_judge, "judge": by_judge}
-    counts |= {layer: before - after for layer, before, after in zip(layers, left, left[1:], strict=False)}
+    counts = _by_first_layers(judged) | {layer: before - after for layer, before, after in zip(layers, left, left[1:], strict=False)}
     return Filtered(distinct, counts, pass_rates(agreed))
 
 
@@ -152,6 +157,16 @@ def _judged_by(rollout: Rollout, found: dict[str, dict[str, tuple[str, float]]])
 def _said(prompt: Prompt) -> str:
     """What was said in a conversation, but for system messages: many prompts share theirs."""
     return "\n".join(str(message.get("content") or "") for message in prompt.messages if message.get("role") != "system")
+
+
+def _by_first_layers(rollouts: Sequence[Rollout]) -> dict[str, int]:
+    """How many were rejected before whole groups were there: by the pipeline's process, parser, schemas, verifier and judge."""
+    counts = dict.fromkeys(("pipeline", "parse", "schema", "verdict", "judge"), 0)
+    for rollout in rollouts:
+        if not rollout.verdict.accepted:
+            judged = rollout.verdict.judgement is not None
+            counts["judge" if judged else _LAYERS.get(rollout.verdict.reason, "verdict")] += 1
+    return counts
 
 
 def _accepted(rollouts: Sequence[Rollout]) -> int:

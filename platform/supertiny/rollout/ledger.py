@@ -72,7 +72,7 @@ def add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
 
 
 def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
-    """Counts of rollouts, reasons and tokens, the judge's apart, and the engine's busy seconds for all of them."""
+    """Counts of rollouts and reasons; tokens of the pipelines, of the judge and of all calls; the engine's busy seconds for all."""
     accepted = [rollout for rollout in rollouts if rollout.verdict.accepted]
     reasons = Counter(rollout.verdict.reason for rollout in rollouts if not rollout.verdict.accepted)
     judgements = [rollout.verdict.judgement for rollout in rollouts if rollout.verdict.judgement is not None]
@@ -86,6 +86,7 @@ def count(rollouts: Sequence[Rollout]) -> dict[str, Any]:
         "accepted_with_teacher_logprobs": sum(rollout.completion.top_k is not None for rollout in accepted),
         **_tokens([rollout.completion.usage for rollout in rollouts]),
         "judge": _tokens([judgement.usage for judgement in judgements]),
+        "total": _tokens([step.usage for rollout in rollouts for step in rollout.steps.values()]),
         "engine_seconds": sum(rollout.engine_seconds for rollout in rollouts),
         "by_pipeline_step": _by_step(rollouts),
     }
@@ -127,6 +128,13 @@ def in_one_line(ledger: Mapping[str, Any]) -> str:
     ]
     counts = f"{ledger['rollouts']} rollouts, {ledger['accepted']} accepted, rejected {ledger['rejected_by_reason']}"
     return "; ".join([counts, dollars + each, *steps])
+
+
+def warning(ledger: Mapping[str, Any]) -> str | None:
+    """What a person should see at once of a ledger: that the job ended well, and made nothing."""
+    if ledger["accepted"]:
+        return None
+    return f"none of the {ledger['rollouts']} rollouts was accepted: {REJECTED} says of each why; to make them again, remove the artifact"
 
 
 def _tokens(usages: Sequence[Usage]) -> dict[str, int]:

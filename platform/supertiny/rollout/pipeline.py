@@ -29,26 +29,26 @@ from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.cost import machine_price
-from supertiny.errors import ConfigError, CorruptArtifact, PlanTooBig, SupertinyError
+from supertiny.errors import CorruptArtifact, PlanTooBig, SupertinyError
 from supertiny.llm.folders import check_folders
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.llm.vllm import VllmLlm
-from supertiny.records import Prompt, Rollout
+from supertiny.records import Rollout
 from supertiny.rollout.blocks import finished_files, finished_ids, finished_names, write_rows
 from supertiny.rollout.config import LayoutConfig, RolloutConfig
 from supertiny.rollout.estimate import MEASURED_PROMPTS, cost
 from supertiny.rollout.filters import filter_groups
 from supertiny.rollout.fit import engines_that_fit
 from supertiny.rollout.gather import in_order, whole_groups
-from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of, write_tables
+from supertiny.rollout.ledger import LEDGER, add, in_one_line, publish, steps_of, warning, write_tables
 from supertiny.rollout.metrics import RayMetrics
 from supertiny.rollout.progress import Goal, Tally, endpoint_usd, watch
+from supertiny.rollout.prompts import load_prompts, with_hash
 from supertiny.rollout.spending import Spending
 from supertiny.rollout.student import Scores, StudentActor, check_tokenizer, with_score, write_unscored
 from supertiny.rollout.teacher import OpenLlm, TeacherActor
 from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
-from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ def rollout(config: RolloutConfig) -> Artifact:
 
     Raises:
         MissingInput: the teacher or the student is not there.
-        ConfigError: they do not share a tokenizer, the teacher's model cannot be split as its engine says, or vLLM runs no such adapter.
+        ConfigError: there are no prompts, or two of one id; the models do not share a tokenizer, the teacher's cannot be split as its
+            engine says, or vLLM runs no such adapter.
+        CorruptArtifact: the prompts are not those of `prompts_sha256`.
         PlanTooBig: the cluster cannot hold the engines and one task beside them.
         NoProgress: an engine or the cluster stood still.
         BudgetExceeded: the rollouts cost, or will cost, more than the budget; what was made is kept for the next attempt.
@@ -80,7 +82,7 @@ def rollout(config: RolloutConfig) -> Artifact:
             check_tokenizer(parents["teacher"].path, student.path)
         check_folders(student.path, config.filters.likelihood.engine)
         open_student = partial(VllmLlm, str(student.path), config.filters.likelihood.engine)
-    return make(config, "rollouts", parents, lambda folder: _build(config, open_llm, open_student, folder))
+    return make(with_hash(config), "rollouts", parents, lambda folder: _build(config, open_llm, open_student, folder))
 
 
 def _teacher(config: RolloutConfig) -> tuple[OpenLlm, dict[str, Artifact]]:
@@ -113,22 +115,13 @@ def _build(config: RolloutConfig, open_llm: OpenLlm, open_student: OpenLlm | Non
 
 def _write_rows(config: RolloutConfig, folder: Path) -> tuple[list[str], int]:
     """The ids of all rollouts, and how many no finished block holds yet: those are written for Ray Data. The prompts are then let go."""
-    prompts = _prompts(config)
+    prompts = load_prompts(config)
     finished = finished_ids(folder / ".done")
     ids = [f"{prompt.id}/{index}" for prompt in prompts for index in range(config.group_size)]
     rows = ((name, at % config.group_size, prompts[at // config.group_size]) for at, name in enumerate(ids) if name not in finished)
     num_left = write_rows(rows, folder / ".rows")
     log.info("%s: %s rollouts to make, %s made before", config.name, num_left, len(finished))
     return ids, num_left
-
-
-def _prompts(config: RolloutConfig) -> list[Prompt]:
-    prompts = load_task(config.task).prompts(config.split)[: config.limit]
-    if not prompts:
-        raise ConfigError(f"{config.task.path} has no prompts in split {config.split}")
-    if len({prompt.id for prompt in prompts}) < len(prompts):
-        raise ConfigError(f"{config.task.path}: two prompts of split {config.split} have the same id")
-    return prompts
 
 
 def _finish(
@@ -145,6 +138,8 @@ def _finish(
     }
     ledger = publish(folder, counts, more)
     log.info("%s: %s", config.name, in_one_line(ledger))
+    if doubt := warning(ledger):
+        log.warning("%s: %s", config.name, doubt)
     return ledger
 
 
@@ -250,16 +245,17 @@ def _write_blocks(dataset: ray.data.Dataset, blocks: Path, written: Future[None]
             dataset.write_parquet(str(blocks))
         written.set_result(None)
     except BaseException as error:
-        written.set_exception(_cause(error))
+        written.set_exception(own_error(error))
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Our own error inside Ray's, where there is one: its message is enough."""
+def own_error(error: BaseException) -> BaseException:
+    """Our own error inside Ray's, where there is one: its message is enough, and Ray's of the same class has a traceback for one."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, SupertinyError):
+        deeper = getattr(inner, "cause", None) or inner.__cause__
+        if isinstance(inner, SupertinyError) and not isinstance(deeper, SupertinyError):
             return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
+        inner = deeper
     return error
 
 

@@ -25,6 +25,7 @@ from supertiny.rollout_table import read_steps
 
 log = logging.getLogger(__name__)
 _COUNTED = ["accepted", "reason", "steps", "seconds"]
+_REASONS_IN_A_LINE = 4
 Tell = Callable[["Tally", Spending, int], None]
 """Is told how a rollout stands, and how many rollouts this attempt makes."""
 
@@ -147,7 +148,7 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending, t
             )
         spending.endpoint_usd = usd_before + tally.total.endpoint_usd
         spending.save()
-        _report(tally, goal.rollouts, spending)
+        log.info("%s", describe(tally, goal.rollouts, spending))
         tell(tally, spending, goal.rollouts)
         spending.check(tally.rollouts, goal.rollouts)
         if not measured and tally.rollouts >= goal.measured_rollouts:
@@ -172,13 +173,15 @@ def _check_estimate(tally: Tally, goal: Goal, spending: Spending) -> None:
     spending.check_estimate(found.usd, tally.rollouts, left)
 
 
-def _report(tally: Tally, total: int, spending: Spending) -> None:
+def describe(tally: Tally, total: int, spending: Spending) -> str:
+    """How a rollout stands, in a line; of the reasons for rejections the commonest ones."""
     if not tally.rollouts:
-        log.info("0/%s rollouts after %.0f s: the engine is starting, or still at its first block", total, tally.seconds)
-        return
-    left = tally.seconds_left(total)
+        return f"0/{total} rollouts after {tally.seconds:.0f} s: the engine is starting, or still at its first block"
     share, speed = tally.accepted / tally.rollouts, tally.tokens / tally.rollouts / tally.seconds_a_rollout
-    log.info(
-        "%s/%s rollouts, %.0f %% accepted, %.0f tokens/s, $%.3g so far, %.0f s left",
-        *(tally.rollouts, total, 100 * share, speed, spending.usd, left),
+    commonest = ", ".join(f"{reason} {rows}" for reason, rows in tally.rejected.most_common(_REASONS_IN_A_LINE))
+    more = ", …" if len(tally.rejected) > _REASONS_IN_A_LINE else ""
+    rejected = f", {tally.rejected.total()} rejected ({commonest}{more})" if commonest else ""
+    return (
+        f"{tally.rollouts}/{total} rollouts, {tally.accepted} accepted ({share:.0%}){rejected}, {speed:.0f} tokens/s, "
+        f"${spending.usd:.3g} so far, {tally.seconds_left(total):.0f} s left"
     )

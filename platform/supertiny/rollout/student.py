@@ -19,7 +19,7 @@ from supertiny.errors import ConfigError, PromptRefused
 from supertiny.records import Completion, Rollout
 from supertiny.rollout.likelihood import Score
 from supertiny.rollout.meter import Clock, Meter
-from supertiny.rollout.teacher import OpenLlm, be_silent
+from supertiny.rollout.teacher import OpenLlm, be_silent, opened
 from supertiny.rollout.worker import clip, describe
 from supertiny.rollout_table import read_steps
 
@@ -44,7 +44,7 @@ class StudentActor:
     def __init__(self, open_llm: OpenLlm) -> None:
         configure_logging()
         atexit.register(be_silent)
-        self._llm, self._clock = open_llm(), Clock()
+        self._llm, self._clock = opened(open_llm), Clock()
 
     async def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows' scores."""

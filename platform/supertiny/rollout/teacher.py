@@ -7,15 +7,18 @@ import atexit
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from supertiny.cli import configure_logging
+from supertiny.errors import SupertinyError
 from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
-from supertiny.records import Completion, Judgement, Prompt, Rollout, Verdict
+from supertiny.records import Completion, Judgement, Message, Prompt, Rollout, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.judge import judge, judge_messages, with_judgement
 from supertiny.rollout.meter import Clock, Meter
@@ -27,6 +30,7 @@ from supertiny.tasks.base import load_task
 
 JUDGE_STEP = "filters.judge"
 """Where a ledger counts the judge's calls, beside the steps of the pipeline."""
+_ROWS_A_PLACE = 2
 
 
 class FailingLlm(Llm, Protocol):
@@ -40,6 +44,30 @@ OpenLlm = Callable[[], FailingLlm]
 """Builds the model inside the actor."""
 
 
+class UnopenedLlm:
+    """A model that could not be built, and says why when it is asked: of what an actor's constructor raises, Ray makes its own error."""
+
+    def __init__(self, failure: SupertinyError) -> None:
+        self._why = failure
+        self.failure: BaseException | None = failure
+
+    async def complete(self, messages: Sequence[Message], **options: Any) -> list[Completion]:
+        """Raises why."""
+        raise self._why.with_traceback(None)  # else each row adds to it
+
+    async def score(self, messages: Sequence[Message], text: str, **options: Any) -> Completion:
+        """Raises why."""
+        raise self._why.with_traceback(None)  # else each row adds to it
+
+
+def opened(open_llm: OpenLlm) -> FailingLlm:
+    """The model, or one that fails with what it raised, if that is an error of ours."""
+    try:
+        return open_llm()
+    except SupertinyError as error:
+        return UnopenedLlm(error)
+
+
 class TeacherActor:
     """One model and the task's teacher pipeline over it, for many rollouts at a time."""
 
@@ -47,15 +75,17 @@ class TeacherActor:
         configure_logging()
         atexit.register(be_silent)
         self._tools = load_task(config.task).tools
-        self._llm = open_llm()
+        self._llm = opened(open_llm)
         self._judge = config.filters.judge
-        self._judge_llm = HttpLlm(self._judge.endpoint) if self._judge and self._judge.endpoint else self._llm
+        self._judge_llm = opened(partial(HttpLlm, self._judge.endpoint)) if self._judge and self._judge.endpoint else self._llm
         self._row_timeout_seconds = config.layout.row_timeout_seconds
         limits = (config.layout.row_timeout_seconds, config.layout.blocking_timeout_seconds)
         price = config.endpoint.price if config.endpoint else None
         self._judge_price = self._judge.endpoint.price if self._judge and self._judge.endpoint else price
         clock = Clock()
         self._judge_clock = clock if self._judge_llm is self._llm else Clock(lambda: 0.0)  # another's busy time is not ours
+        # a row's time runs while it waits for an endpoint's places: a few more rows than places keep them filled, and hardly wait
+        self._rows = asyncio.Semaphore(_ROWS_A_PLACE * config.endpoint.max_concurrency) if config.endpoint else nullcontext()
         self._sandbox = Sandbox(Start(config.task, config.filters.check_schema, *limits), self._llm, clock, price)
 
     async def __call__(self, rows: pa.Table) -> pa.Table:
@@ -71,6 +101,10 @@ class TeacherActor:
         await self._sandbox.aclose()
 
     async def _rollout(self, row: dict[str, Any]) -> Rollout:
+        async with self._rows:
+            return await self._made(row)
+
+    async def _made(self, row: dict[str, Any]) -> Rollout:
         """A row's edge: what goes wrong with one rollout rejects it, what goes wrong with a model ends the job."""
         prompt = Prompt.model_validate(json.loads(row["prompt"]))
         started = time.monotonic()

@@ -24,7 +24,7 @@ from itertools import count
 from typing import Any
 
 from supertiny.cli import configure_logging
-from supertiny.errors import MalformedCall
+from supertiny.errors import MalformedCall, NoProgress
 from supertiny.llm.base import GREEDY, Sampling, current_step
 from supertiny.records import Completion, Message, Prompt, Tool, Verdict
 from supertiny.rollout import wire
@@ -188,9 +188,9 @@ async def _solve(message: wire.Solve, task: Task, llm: RemoteLlm, start: wire.St
     completion = Completion(text="")
     try:
         completion = _checked(await _in_time(task.teach(message.prompt, llm), start.row_timeout_seconds))
-        verdict = _verdict(task, message.prompt, completion.text, start.check_schema)
+        verdict = _verdict(task, message.prompt, completion, start.check_schema)
     except BaseException as error:  # SystemExit and CancelledError too, if the task raises them
-        reason = "timed_out" if isinstance(error, TimeoutError) else "failed"
+        reason = "timed_out" if isinstance(error, TimeoutError) and not isinstance(error, NoProgress) else "failed"
         verdict = rejected(reason, describe(error))
     llm.open_rows.discard(message.row)
     wire.send(writer, wire.Solved(message.row, completion, verdict))
@@ -222,15 +222,17 @@ def _checked(completion: Any) -> Completion:
     return completion
 
 
-def _verdict(task: Task, prompt: Prompt, text: str, with_schema: bool) -> Verdict:
-    """The verifier's verdict, its evidence in bounds; what it accepts must be calls, and calls that the schema takes."""
-    verdict = task.verify(prompt, text)
+def _verdict(task: Task, prompt: Prompt, completion: Completion, with_schema: bool) -> Verdict:
+    """The verifier's verdict, its evidence in bounds; what it accepts must be whole, be calls, and calls that the schema takes."""
+    verdict = task.verify(prompt, completion.text)
     if type(verdict) is not Verdict:
         raise TypeError(f"verify returned {type(verdict).__name__}, expected Verdict")
     if not verdict.accepted:
         return verdict.model_copy(update={"evidence": clip(verdict.evidence)})
+    if completion.finish_reason == "length":  # its tokens lack the end of turn, so nothing could learn from it where to stop
+        return rejected("cut_off", f"ran into max_tokens: …{completion.text[-80:]}")
     try:
-        calls = parse(text)
+        calls = parse(completion.text)
     except MalformedCall as error:
         return rejected("malformed", str(error))
     try:

@@ -77,7 +77,7 @@ class GenerationRequest(Part):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(0.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, lt=2**62)
     stop: list[str] = Field(default_factory=list, max_length=4)
     n: Literal[1] = 1
     user: str | None = Field(None, max_length=256)
