@@ -3,16 +3,19 @@
 run_root/
     distill/                  published: manifest.json names every file with its sha256, the parents and the config
     .distill.3f9a2c01.partial/  being made: the same key resumes in it, another key starts afresh
+    .distill.3f9a2c01.lock      held by the process that makes it, for one at a time
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -22,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from supertiny.cli import package_version
 from supertiny.config import StageConfig
-from supertiny.errors import CorruptArtifact, MissingInput
+from supertiny.errors import ConfigError, CorruptArtifact, MissingInput
 from supertiny.records import Record
 
 MANIFEST = "manifest.json"
@@ -142,6 +145,9 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
 
     `build` fills the folder it is given and returns the metrics. An interrupted build with the same key finds its folder as
     it left it, so that it can resume. A published artifact with another key is moved aside, never deleted.
+
+    Raises:
+        ConfigError: another process is making it.
     """
     root = Path(config.run_root).expanduser().absolute()
     final = root / config.name
@@ -150,15 +156,31 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
         log.info("%s: already made, %s", config.name, final)
         return open_artifact(config.name, config.run_root, kind)
     partial = root / f".{config.name}.{key[:8]}.partial"
-    if not (partial / MANIFEST).exists():  # else it was stopped after its last step but the renaming
-        partial.mkdir(parents=True, exist_ok=True)
-        _build(config, kind, key, parents, build, partial)
-    if final.exists():
-        final.rename(root / f".{config.name}.replaced-{time.time_ns()}")
-    partial.rename(final)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _alone(partial):
+        if not (partial / MANIFEST).exists():  # else it was stopped after its last step but the renaming
+            _build(config, kind, key, parents, build, partial)
+        if final.exists():
+            final.rename(root / f".{config.name}.replaced-{time.time_ns()}")
+        partial.rename(final)
     manifest = read_manifest(final)
     log.info("%s: published, made in %.1f s, %s", config.name, manifest.seconds, final)
     return Artifact(final, manifest)
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Nobody else builds there meanwhile; a process that dies lets go of the lock."""
+    lock = partial.with_suffix(".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is making {partial}; wait for it, or end it first") from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s): see that no second run of this stage is under way", partial, error.strerror)
+        yield
+        lock.unlink(missing_ok=True)
 
 
 def _build(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from supertiny import artifacts
 from supertiny.artifacts import MANIFEST, Artifact
 from supertiny.config import StageConfig
-from supertiny.errors import CorruptArtifact, MissingInput
+from supertiny.errors import ConfigError, CorruptArtifact, MissingInput
 
 Build = Callable[[Path], Mapping[str, Any]]
 
@@ -72,6 +74,29 @@ def test_an_interrupted_build_finds_its_folder_as_it_left_it(tmp_path: Path) -> 
         return {}
 
     assert _make(tmp_path, build=goes_on).manifest.files.keys() == {"half"}
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_second_process_that_would_make_the_same_artifact_is_refused_and_one_after_the_first_died_is_not(tmp_path: Path) -> None:
+    held = """
+import sys, time
+from supertiny import artifacts
+from supertiny.config import StageConfig
+def build(folder):
+    (folder / "half").write_text("done")
+    print("building", flush=True)
+    time.sleep(60)
+artifacts.make(StageConfig(name="copy", run_root=sys.argv[1]), "model", {}, build)
+"""
+    first = subprocess.Popen([sys.executable, "-c", held, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "building\n"
+    config = StageConfig(name="copy", run_root=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"another process is making .*\.copy\..*\.partial; wait for it, or end it first"):
+        artifacts.make(config, "model", {}, _never)
+    first.kill()
+    first.wait()
+    assert artifacts.make(config, "model", {}, lambda folder: {}).manifest.files.keys() == {"half"}
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 

@@ -199,6 +199,21 @@ def test_a_slow_answer_is_a_try_that_failed() -> None:
         ask(quick(url, max_retries=0, timeout_seconds=0.1))
 
 
+def test_an_endpoint_that_answers_nobody_is_given_up_after_two_tries_of_a_call() -> None:
+    asked: list[float] = []
+
+    def never(*_: object) -> bytes:
+        asked.append(time.monotonic())
+        time.sleep(3)
+        return b""
+
+    with raw_endpoint(never) as url:
+        llm = quick(url, max_retries=9, timeout_seconds=0.2)
+        with pytest.raises(NoProgress, match=r"no whole answer within 0.2 s, 2 times, nor has anybody else had one"):
+            ask(llm)
+    assert (len(asked), type(llm.failure)) == (2, NoProgress)
+
+
 def test_an_answer_that_comes_byte_by_byte_has_to_end_in_time() -> None:
     class Dripping(socketserver.StreamRequestHandler):
         def handle(self) -> None:

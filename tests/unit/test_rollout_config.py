@@ -61,6 +61,13 @@ def test_a_number_of_engines_is_a_pool_that_stays_as_it_is() -> None:
     assert validate(RolloutConfig, {"layout": {"num_engines": [1, 4]}}, "x").layout.num_engines == (1, 4)
 
 
+def test_a_row_has_time_for_two_tries_at_its_endpoint() -> None:
+    endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "timeout_seconds": 60}
+    with pytest.raises(ConfigError, match=r"row_timeout_seconds 120 has no room for two tries of endpoint.timeout_seconds 60"):
+        validate(RolloutConfig, {"endpoint": endpoint}, "x")
+    assert validate(RolloutConfig, {"endpoint": endpoint, "layout": {"row_timeout_seconds": 121}}, "x").endpoint is not None
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [

@@ -41,6 +41,7 @@ def test_a_model_that_cannot_be_opened_ends_the_job_with_its_own_error_and_no_ro
 def reasons(url: str, num_rows: int, max_concurrency: int, row_timeout_seconds: float) -> Counter[str]:
     """What became of rows of one call each that came all at once."""
     endpoint = {"base_url": url, "model": "m", "max_concurrency": max_concurrency, "max_retries": 2, "first_backoff_seconds": 0.3}
+    endpoint |= {"timeout_seconds": row_timeout_seconds / 3}
     task = {"path": "short_task:ShortTask", "options": {"num_prompts": num_rows}}
     values = {"task": task, "endpoint": endpoint, "layout": {"row_timeout_seconds": row_timeout_seconds}}
     config = validate(RolloutConfig, values, "test")

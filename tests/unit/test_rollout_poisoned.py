@@ -114,7 +114,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Rollout], 
 
 def config_for(url: str) -> RolloutConfig:
     price = {"prompt_usd": 1e6, "cached_usd": 0.0, "completion_usd": 0.0}
-    endpoint = {"base_url": url, "model": "m", "max_retries": 2, "first_backoff_seconds": 0.05, "price": price}
+    endpoint = {"base_url": url, "model": "m", "max_retries": 2, "first_backoff_seconds": 0.05, "timeout_seconds": 3.0, "price": price}
     values = {
         "task": TaskConfig(path=f"{__name__}:PoisonTask"),
         "endpoint": endpoint,

@@ -88,7 +88,7 @@ class EndpointConfig(Config):
     """Environment variable that holds the key; None sends none. The key itself never stands in a config."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What it calls the longest answer; OpenAI's own newer models refuse every request that has the former."""
-    timeout_seconds: float = Field(120.0, gt=0)
+    timeout_seconds: float = Field(50.0, gt=0)
     """Of one try, from its first byte to the last of the answer."""
     max_retries: int = Field(5, ge=0)
     """Further tries after 408, 409, 425, 429, a 5xx, a broken connection or an answer that was cut short."""

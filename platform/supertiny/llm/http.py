@@ -29,6 +29,9 @@ _BUSY = (408, 409, 425, 429)
 _OVERLOADED = (429, 503, 529)
 """Says nothing of the request that met it."""
 
+_SILENT_TRIES = 2
+"""So many of one call, while nobody is answered, and the endpoint is taken for gone: a row's time would be over before its last try."""
+
 
 @dataclass(frozen=True)
 class _Failed:
@@ -39,6 +42,8 @@ class _Failed:
     """That the endpoint asks for before the next one."""
     overloaded: bool = False
     """Whether it said nothing of the request itself."""
+    heard: bool = True
+    """Whether the endpoint said anything."""
 
 
 class HttpLlm:
@@ -62,7 +67,7 @@ class HttpLlm:
             limits=httpx.Limits(max_connections=endpoint.max_concurrency),  # else 100
         )
         self._places = asyncio.Semaphore(endpoint.max_concurrency)
-        self._answered_at = 0.0
+        self._answered_at = self._heard_at = 0.0
         self._costs = endpoint.price is not None and endpoint.price.usd(Usage(prompt_tokens=1, completion_tokens=1)) > 0
 
     async def complete(
@@ -73,7 +78,7 @@ class HttpLlm:
         Raises:
             PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
             ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
-            NoProgress: it failed at every try; for good, unless it answered others meanwhile.
+            NoProgress: it failed at every try, or has answered nobody for two of them; for good, unless it answered others meanwhile.
         """
         body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling, self._endpoint.max_tokens_field)}
         if tools:
@@ -111,6 +116,8 @@ class HttpLlm:
                 self._answered_at = time.monotonic()
                 return answer
             failed = answer
+            if not failed.heard and time.monotonic() - max(self._heard_at, began) >= _SILENT_TRIES * self._endpoint.timeout_seconds:
+                raise self._fail(NoProgress(f"{self._url}: {failed.problem}, {_SILENT_TRIES} times, nor has anybody else had one"))
         problem = f"{self._url}: {failed.problem}, {self._endpoint.max_retries + 1} times"
         if self._answered_at > began and not failed.overloaded:
             raise NoProgress(f"{problem}, while others were answered")
@@ -122,9 +129,10 @@ class HttpLlm:
             async with asyncio.timeout(self._endpoint.timeout_seconds):
                 response = await self._client.post(self._url, json=body)
         except TimeoutError:
-            return _Failed(f"no whole answer within {self._endpoint.timeout_seconds:g} s")
+            return _Failed(f"no whole answer within {self._endpoint.timeout_seconds:g} s", heard=False)
         except (httpx.TransportError, httpx.DecodingError) as error:
             return _Failed(f"{type(error).__name__} {error}".strip())
+        self._heard_at = time.monotonic()
         if response.is_success:
             return self._read(response)
         problem = f"HTTP {response.status_code} {self._said(response)}".strip()

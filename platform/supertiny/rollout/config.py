@@ -221,6 +221,16 @@ class RolloutConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _time_to_try_again(self) -> RolloutConfig:
+        row, call = self.layout.row_timeout_seconds, self.endpoint.timeout_seconds if self.endpoint is not None else 0
+        if row <= 2 * call:
+            raise ValueError(
+                f"layout.row_timeout_seconds {row:g} has no room for two tries of endpoint.timeout_seconds {call:g}: "
+                "an endpoint that is gone would look like rows that are slow"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_that_can_pass(self) -> RolloutConfig:
         most = self.filters.max_pass_rate
         if most is not None and most * self.group_size < 1:

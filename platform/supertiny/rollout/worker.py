@@ -223,12 +223,7 @@ def _checked(completion: Any) -> Completion:
 
 
 def _verdict(task: Task, prompt: Prompt, completion: Completion, with_schema: bool) -> Verdict:
-    """The verifier's verdict, its evidence in bounds; what it accepts must be whole, be calls, and calls that the schema takes."""
-    verdict = task.verify(prompt, completion.text)
-    if type(verdict) is not Verdict:
-        raise TypeError(f"verify returned {type(verdict).__name__}, expected Verdict")
-    if not verdict.accepted:
-        return verdict.model_copy(update={"evidence": clip(verdict.evidence)})
+    """Whole, then calls, then calls that the schema takes, then what the verifier says, its evidence in bounds."""
     if completion.finish_reason == "length":  # its tokens lack the end of turn, so nothing could learn from it where to stop
         return rejected("cut_off", f"ran into max_tokens: …{completion.text[-80:]}")
     try:
@@ -240,6 +235,9 @@ def _verdict(task: Task, prompt: Prompt, completion: Completion, with_schema: bo
             check_schema(calls, task.tools)
     except MalformedCall as error:
         return rejected("schema", str(error))
+    verdict = task.verify(prompt, completion.text)
+    if type(verdict) is not Verdict:
+        raise TypeError(f"verify returned {type(verdict).__name__}, expected Verdict")
     return verdict.model_copy(update={"evidence": clip(verdict.evidence)})
 
 
