@@ -93,6 +93,15 @@ def test_a_failing_arm_gives_an_error_in_openais_shape_without_its_insides(arm: 
     assert (answer.headers.get("retry-after") == "1") == (status == 503)
 
 
+@pytest.mark.parametrize(("mode", "model"), [("split", "teacher"), ("cascade", "auto")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_waited_in_vain_for_a_teacher_without_replicas_may_come_again(mode: str, model: str, stream: bool) -> None:
+    router = Served({"mode": mode}, student=FakeArm(text="<tool_call>no"), teacher=FakeArm(seconds=5, cold=True))
+    answer = router.ask(model=model, stream=stream)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert answer.json()["error"]["message"] == "the teacher is starting; try again"
+
+
 def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() -> None:
     text = Served(student=FakeArm(break_after=1)).ask(model="student", stream=True).text
     assert '"message":"the student failed"' in text.split("\n\n")[-2] or '"message": "the student failed"' in text.split("\n\n")[-2]

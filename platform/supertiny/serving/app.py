@@ -36,7 +36,7 @@ class Router:
 
     def __init__(self, config: ServeConfig, teacher: DeploymentHandle[Any], student: DeploymentHandle[Any] | None) -> None:
         task = load_task(config.task)
-        arms: dict[str, Arm] = {"teacher": TeacherArm(teacher)}
+        arms: dict[str, Arm] = {"teacher": TeacherArm(teacher, None if config.teacher_endpoint else "teacher-engine")}
         if student is not None:
             arms = {"student": StudentArm(ServeLlm(student), task.tools), **arms}
         tracer = tracer_of(config.trace_endpoint)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from supertiny.config import TaskConfig
-from supertiny.errors import ArmBusy, PromptRefused
+from supertiny.errors import ArmBusy, NoProgress, PromptRefused
 from supertiny.llm.base import GREEDY, Llm, Sampling
 from supertiny.llm.config import EndpointConfig
 from supertiny.llm.http import HttpLlm
@@ -23,6 +25,7 @@ from supertiny.serving.stream import Piece, Refused, whole_piece
 from supertiny.tasks.base import load_task
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 _PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 _ONE_TOKEN = Sampling(max_tokens=1)
 
@@ -75,16 +78,25 @@ class StudentArm:
         """The answer token by token."""
         return self._llm.stream(messages, self._tools, sampling)
 
+    async def starting(self) -> bool:
+        """Whether its engine has no replica up."""
+        return await _none_is_up("student-engine")
+
     async def check(self) -> None:
         """One token."""
         await self._llm.complete(_PROBE, sampling=_ONE_TOKEN)
 
 
 class TeacherArm:
-    """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says."""
+    """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says.
 
-    def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
+    Args:
+        engine: name of the deployment of its engine; None where that is an endpoint.
+    """
+
+    def __init__(self, pipeline: DeploymentHandle[Any], engine: str | None) -> None:
         self._complete, self._check = pipeline.complete, pipeline.check  # each access would make a handle
+        self._engine = engine
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, logprobs: int = 0) -> Completion:
         """The whole answer."""
@@ -96,6 +108,10 @@ class TeacherArm:
         """The answer in one piece: the pipeline has none before its last call is checked."""
         completion = await self.complete(messages, sampling)
         yield whole_piece(completion)
+
+    async def starting(self) -> bool:
+        """Whether its engine has no replica up."""
+        return self._engine is not None and await _none_is_up(self._engine)
 
     async def check(self) -> None:
         """One token."""
@@ -118,6 +134,9 @@ class TeacherPipeline:
                     return await self._task.teach(Prompt(id="request", messages=list(messages)), self._llm)
         except PromptRefused as error:
             return Refused(reason=str(error))
+        except NoProgress as error:  # an endpoint that stays away
+            log.warning("%s", error)
+            raise ArmBusy("the teacher's endpoint failed at every try") from None
 
     async def check(self, call: CallContext) -> None:
         """One token."""
@@ -129,6 +148,13 @@ def _accepted(answer: Answer | Refused) -> Answer:
     if isinstance(answer, Refused):
         raise PromptRefused(answer.reason)
     return answer
+
+
+async def _none_is_up(deployment: str) -> bool:
+    """Whether a deployment of this application has no replica that runs: it came from zero, or they died."""
+    status = await asyncio.to_thread(serve.status)
+    states = status.applications[serve.get_replica_context().app_name].deployments[deployment].replica_states
+    return not any(count for state, count in states.items() if state == "RUNNING")
 
 
 @contextmanager
