@@ -38,7 +38,8 @@ class Router:
         task = load_task(config.task)
         arms: dict[str, Arm] = {"teacher": TeacherArm(teacher, None if config.teacher_endpoint else "teacher-engine")}
         if student is not None:
-            arms = {"student": StudentArm(ServeLlm(student), task.tools), **arms}
+            adapted = {f"student:{name}": StudentArm(ServeLlm(student, name), task.tools) for name in config.student_arm.adapters}
+            arms = {"student": StudentArm(ServeLlm(student), task.tools), **arms, **adapted}
         tracer = tracer_of(config.trace_endpoint)
         self._answers = Answers(arms, task, config.routing, config.limits, ServeMeter(), tracer, may_answer=config.student_is_promoted)
         keys = read_keys(config.api_keys) if config.api_keys is not None else None

@@ -34,9 +34,13 @@ class ServeLlm:
     """An `Llm` over the handle of an engine's deployment. It gives no token ids; with `logprobs`, `token_logprobs` without them.
 
     What its replica cannot finish before the first token, another one is asked for.
+
+    Args:
+        adapter: name of the engine's adapter that everything goes through.
     """
 
-    def __init__(self, engine: DeploymentHandle[Any]) -> None:
+    def __init__(self, engine: DeploymentHandle[Any], adapter: str | None = None) -> None:
+        self._adapter = adapter
         self._complete = engine.complete
         self._stream = engine.options(stream=True).stream
 
@@ -46,7 +50,7 @@ class ServeLlm:
         """`n` completions of a conversation."""
         with _arm_errors():
             answer: list[Completion] | Refused = await answered(
-                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call())
+                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call(), self._adapter)
             )
         return _accepted(answer)
 
@@ -57,7 +61,8 @@ class ServeLlm:
     async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncGenerator[Piece]:
         """One completion as it is drawn."""
         with _arm_errors():
-            async with aclosing(streamed(lambda: self._stream.remote(list(messages), list(tools), sampling, current_call()))) as pieces:
+            ask = lambda: self._stream.remote(list(messages), list(tools), sampling, current_call(), self._adapter)  # noqa: E731
+            async with aclosing(streamed(ask)) as pieces:
                 async for piece in pieces:
                     yield _accepted(piece)
 

@@ -45,10 +45,17 @@ class EngineServer:
         self._server = await start_server(name, model_path, config, trace_endpoint)
 
     async def complete(
-        self, messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, logprobs: int, call: CallContext
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        n: int,
+        sampling: Sampling,
+        logprobs: int,
+        call: CallContext,
+        adapter: str | None = None,
     ) -> list[Completion] | Refused:
         """`n` completions of a conversation, or why there are none: too long, or nothing the chat template can render."""
-        request = _engine_request(messages, tools, n, sampling, logprobs=logprobs > 0, stream=False)
+        request = _engine_request(messages, tools, n, sampling, adapter, logprobs=logprobs > 0, stream=False)
         try:
             async with asyncio.timeout(call.seconds):
                 async for answer in await self._server.chat(request, _trace(call)):
@@ -59,10 +66,10 @@ class EngineServer:
         raise RuntimeError("the engine gave no answer")
 
     async def stream(
-        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext
+        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext, adapter: str | None = None
     ) -> AsyncIterator[Piece | Refused]:
         """One completion as it is drawn, or why there is none."""
-        request = _engine_request(messages, tools, 1, sampling, logprobs=False, stream=True)
+        request = _engine_request(messages, tools, 1, sampling, adapter, logprobs=False, stream=True)
         try:
             async for lines in in_time(await self._server.chat(request, _trace(call)), call.seconds):
                 for piece in map(_piece, lines):
@@ -141,12 +148,13 @@ def _trace(call: CallContext) -> Any:
 
 
 def _engine_request(
-    messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, *, logprobs: bool, stream: bool
+    messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, adapter: str | None, *, logprobs: bool, stream: bool
 ) -> ChatCompletionRequest:
     """vLLM's request. `tool_choice` "none" shows the tools to the chat template but leaves the answer's text to us."""
     from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
     optional = {
+        "model": adapter,
         "tools": list(tools) or None,
         "seed": sampling.seed,
         "stream_options": {"include_usage": True} if stream else None,
