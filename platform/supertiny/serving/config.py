@@ -181,6 +181,8 @@ class ServeConfig(RoutingConfig):
     def _adapters_are_a_students(self) -> Self:
         if self.teacher_arm.adapters:
             raise ValueError("teacher_arm.adapters: the teacher pipeline asks for none; merge it into the model")
+        if self.student is None and self.student_arm.adapters:
+            raise ValueError("student_arm.adapters: no student is served that they could adapt")
         return self
 
     @property
