@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.trace_collector import Collector, running_collector
 from supertiny.llm.config import ScriptedConfig
 from supertiny.serving.calibrate import Scored, calibrate, held_out
 from supertiny.serving.config import ArmConfig, ServeConfig
+from supertiny.serving.port import free_port
 from supertiny.serving.run import served
 from supertiny.serving.stream import answer_text
 from supertiny.serving.traffic import joined
@@ -51,13 +51,10 @@ def adapter(student_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 @pytest.fixture(scope="module")
 def url(local_ray: None, serve_config: ServeConfig, collector: Collector, adapter: str) -> Iterator[str]:
     """A cascade of the real student, with an adapter beside it, and a scripted teacher."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     teacher = ArmConfig(scripted=ScriptedConfig(answer="Ask someone else."))
     student = ArmConfig(adapters={"other": adapter})
     settings = {"mode": "cascade", "student_arm": student, "teacher_arm": teacher, "trace_endpoint": collector.url}
-    with served(serve_config.model_copy(update=settings), port=port) as address:
+    with served(serve_config.model_copy(update=settings), port=free_port()) as address:
         yield address
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from tests.unit.raw_endpoint import BROKEN, completion, http, raw_endpoint
 from supertiny.llm.config import EndpointConfig, ScriptedConfig
 from supertiny.serving.app import build_app
 from supertiny.serving.config import ArmConfig, LimitsConfig, ServeConfig
+from supertiny.serving.port import free_port
 from supertiny.serving.run import APPLICATION, served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -43,10 +43,7 @@ def config(replicas: int = 3, delay_seconds: float = 0.2, ongoing: int = 64, que
 @contextmanager
 def application(settings: ServeConfig) -> Iterator[str]:
     """Its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with served(settings, port=port) as url:
+    with served(settings, port=free_port()) as url:
         yield url
 
 
