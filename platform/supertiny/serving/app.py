@@ -86,5 +86,6 @@ def _light(deployed: type, name: str, num_replicas: int, drain_seconds: float) -
         graceful_shutdown_timeout_s=drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_timeout_s=30,
+        max_constructor_retry_count=3,  # a wrong file of keys stays wrong
         ray_actor_options={"num_cpus": 0},
     )
