@@ -101,10 +101,9 @@ def test_a_taken_port_and_a_misspelt_key_end_with_2_before_ray_starts(command: s
 
 
 def test_keys_that_are_not_there_are_said_before_ray_starts(tmp_path: Path) -> None:
-    settings = [f"serve.api_keys={tmp_path / 'keys.toml'}", "traffic.port=1"]
-    command = [sys.executable, "-m", "supertiny.pipeline.serve", "--run-root", str(tmp_path)]
-    flags = [part for setting in settings for part in ("--set", setting)]
-    ran = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, timeout=120)
+    setting = f"serve.api_keys={tmp_path / 'keys.toml'}"
+    command = [sys.executable, "-m", "supertiny.pipeline.serve", "--run-root", str(tmp_path), "--set", setting]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ran.returncode == 1
     assert "keys.toml: No such file or directory" in ran.stderr
     assert "local Ray" not in ran.stderr

@@ -63,6 +63,14 @@ def test_without_a_student_auto_goes_to_the_control_and_student_is_not_found() -
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["teacher", "auto"]
 
 
+def test_an_adapter_is_a_model_that_only_its_name_asks_for() -> None:
+    client = Served({"traffic_fraction": 1.0}, student=FakeArm(), **{"student:german": FakeArm(text="nein")})
+    named = client.ask(model="student:german")
+    assert (named.headers["x-supertiny-arm"], named.json()["choices"][0]["message"]["content"]) == ("student:german", "nein")
+    assert {client.ask(user=f"u{at}").headers["x-supertiny-arm"] for at in range(20)} == {"student"}
+    assert client.get("/health").json() == {"teacher": "ok", "student": "ok", "student:german": "ok"}
+
+
 def test_an_unknown_model_is_not_found_and_the_message_lists_the_models() -> None:
     answer = Served(student=FakeArm()).ask(model="gpt")
     assert answer.status_code == 404
