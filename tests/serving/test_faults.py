@@ -157,7 +157,8 @@ def test_a_teacher_without_replicas_asks_to_come_again_and_then_answers(url: str
     answers: list[httpx.Response] = []
     wait_for("an answer", lambda: answers.append(asked_teacher(url)) or answers[-1].status_code == 200)
     print(f"a cold teacher: {[answer.status_code for answer in answers]}")
-    assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers[:-1]} == {(503, "10")}
+    assert (answers[0].status_code, answers[0].headers["retry-after"]) == (503, "10")
+    assert {answer.status_code for answer in answers[:-1]} <= {503, 504}  # it may have started just before a deadline
     assert answers[-1].json()["choices"][0]["message"]["content"] == "teacher"
     assert httpx.get(f"{url}/health", timeout=60).json() == {"student": "ok"}
 
