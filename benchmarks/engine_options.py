@@ -1,11 +1,12 @@
 """What a served engine's options are worth with the tiny model: tokens a second and latency against the default.
 
-    python benchmarks/engine_options.py                    # three to four minutes on a CPU
-    python benchmarks/engine_options.py --model <folder>   # of another model than the embedded base
+    python benchmarks/engine_options.py                                    # four minutes on a CPU
+    python benchmarks/engine_options.py --only blocks_of_32 --runs 5       # one of them, more often
+    python benchmarks/engine_options.py --model <folder>                   # of another model than the embedded base
 
 Every option is a setting of an arm (`supertiny.serving.config.ArmConfig`), given to vLLM by the same function as in serving. vLLM's engine
-runs in this process, so that neither Ray nor HTTP is in the figures. The default is measured first and last; compared is the mean of
-both, and `default_drift` is the last over the first. Two workloads, both greedy:
+runs in this process, so that neither Ray nor HTTP is in the figures. All take turns, every other time from the last to the first; medians
+are compared, and `default_spread` is the default's highest tokens a second over its lowest. Two workloads, both greedy:
 
   task    held-out prompts of the embedded task, some 27 tokens, 8 in flight, after that 1
   system  the same behind one system prompt of some 240 tokens, 8 in flight
@@ -24,7 +25,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def main() -> int:
     """Measure, print a line an option, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="model folder (default: the embedded base)")
+    parser.add_argument("--runs", type=int, default=2, help="turns of each (default: %(default)s)")
+    parser.add_argument("--only", action="append", help="an option; repeatable")
     parser.add_argument("--prompts", type=int, default=160, help="of each workload (default: %(default)s)")
     flags = parser.parse_args()
     os.environ.update(QUIET)
@@ -88,16 +91,33 @@ def main() -> int:
     workloads = workloads_of(model, flags.prompts)
     with tempfile.TemporaryDirectory() as folder:
         options = OPTIONS | {f"{NUM_ADAPTERS}_adapters": {"adapters": adapters(model, Path(folder))}}
-        first = figures(model, ArmConfig(), workloads)
-        measured = {name: attempt(model, changes, workloads) for name, changes in options.items()}
-        last = figures(model, ArmConfig(), workloads)
-    results: dict[str, Any] = {"default_drift": round(last.tokens_per_second / first.tokens_per_second, 3)}
-    for name, result in {"default": first, **measured, "default again": last}.items():
-        print(f"{name:>20} {result if isinstance(result, str) else described(result)}", flush=True)
-    for name, result in measured.items():
-        results[name] = result if isinstance(result, str) else ratios(result, first, last)
-    print(json.dumps(results))
+        chosen = {name: options[name] for name in flags.only or options}
+        measured = in_turns({"default": {}, **chosen}, flags.runs, lambda changes: attempt(model, changes, workloads))
+    for name, runs in measured.items():
+        for result in runs:
+            print(f"{name:>20} {result if isinstance(result, str) else described(result)}", flush=True)
+    print(json.dumps(summary(measured)))
     return 0
+
+
+def summary(measured: dict[str, list[Any]]) -> dict[str, Any]:
+    """The ratios of every option, or why it was refused."""
+    default = measured["default"]
+    speeds = [result.tokens_per_second for result in default]
+    numbers: dict[str, Any] = {"default_spread": round(max(speeds) / min(speeds), 3)}
+    for name, runs in measured.items():
+        if name != "default":
+            numbers[name] = runs[0] if isinstance(runs[0], str) else ratios(runs, default)
+    return numbers
+
+
+def in_turns(options: dict[str, dict[str, Any]], runs: int, measure: Callable[[dict[str, Any]], Figures | str]) -> dict[str, list[Any]]:
+    """Every option so many times, there and back."""
+    measured: dict[str, list[Any]] = {name: [] for name in options}
+    for run in range(runs):
+        for name in options if run % 2 == 0 else reversed(options):
+            measured[name].append(measure(options[name]))
+    return measured
 
 
 def attempt(model: Path, changes: dict[str, Any], workloads: Workloads) -> Figures | str:
@@ -192,12 +212,17 @@ def requests_of(arm: ArmConfig) -> list[Any]:
     return [LoRARequest(lora_name=name, lora_int_id=at, lora_path=path) for at, (name, path) in enumerate(arm.adapters.items(), 1)]
 
 
-def ratios(result: Figures, first: Figures, last: Figures) -> dict[str, float]:
-    """Of an option over the mean of both defaults."""
+def ratios(results: Sequence[Figures], default: Sequence[Figures]) -> dict[str, float]:
+    """Medians of an option over those of the default."""
     names = ("tokens_per_second", "system_tokens_per_second", "p50_seconds")
-    means = {name: statistics.mean([getattr(first, name), getattr(last, name)]) for name in names}
-    same = statistics.mean(mine == other for mine, other in zip(result.answers, first.answers, strict=True))
-    return {**{name: round(getattr(result, name) / means[name], 3) for name in names}, "same_answers": round(same, 3)}
+    over = {name: middle(results, name) / middle(default, name) for name in names}
+    same = statistics.mean(mine == other for mine, other in zip(results[0].answers, default[0].answers, strict=True))
+    return {**{name: round(value, 3) for name, value in over.items()}, "same_answers": round(same, 3)}
+
+
+def middle(results: Sequence[Figures], name: str) -> float:
+    """The median of a figure."""
+    return statistics.median(getattr(result, name) for result in results)
 
 
 def described(result: Figures) -> str:
