@@ -32,17 +32,22 @@ log = logging.getLogger(__name__)
 _HEALTH_CHECK_SECONDS = 30
 """A loaded 2-core machine answers late; 10, Serve LLM's default, would kill a healthy engine there."""
 
+_HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+_TOOL: Tool = {"type": "function", "function": {"name": "hello", "description": "", "parameters": {"type": "object", "properties": {}}}}
+
 
 class EngineServer:
     """One replica of a model: a `ray.serve.llm` server with its vLLM engine, taking and giving plain records.
 
-    A replica ends with its engine: left alive, it would fail fast, look idle, and draw all requests to itself.
+    A replica takes requests once it has answered one with a tool, since vLLM's first of those takes 2 s. It ends with its engine: left
+    alive, it would fail fast, look idle, and draw all requests to itself.
     """
 
     async def __init__(self, name: str, model_path: str, config: ArmConfig, trace_endpoint: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
         from supertiny.serving.engine import start_server
 
         self._server = await start_server(name, model_path, config, trace_endpoint)
+        await self.complete(_HELLO, [_TOOL], 1, Sampling(max_tokens=1), 1, CallContext(seconds=_HEALTH_CHECK_SECONDS))
 
     async def complete(
         self,
