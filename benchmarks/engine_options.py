@@ -1,7 +1,7 @@
 """What a served engine's options are worth with the tiny model: tokens a second and latency against the default.
 
     python benchmarks/engine_options.py                                    # four minutes on a CPU
-    python benchmarks/engine_options.py --only blocks_of_32 --runs 5       # one of them, more often
+    python benchmarks/engine_options.py --only ngram --runs 5              # one of them, more often
     python benchmarks/engine_options.py --model <folder>                   # of another model than the embedded base
 
 Every option is a setting of an arm (`supertiny.serving.config.ArmConfig`), given to vLLM by the same function as in serving. vLLM's engine
@@ -52,7 +52,7 @@ SYSTEM = "You are the voice assistant of a home. " * 11
 MAX_TOKENS, BUSY, NUM_ADAPTERS = 48, 8, 4
 OPTIONS: dict[str, dict[str, Any]] = {
     "no_prefix_caching": {"prefix_caching": False},
-    "blocks_of_32": {"block_size": 32},
+    "vllms_block_size": {"block_size": None},
     "no_chunked_prefill": {"chunked_prefill": False},
     "steps_of_256_tokens": {"max_num_batched_tokens": 256},
     "ngram": {"speculation": {"method": "ngram"}},

@@ -21,8 +21,9 @@ def adapter(folder: Path, rank: int) -> str:
     return str(folder)
 
 
-def test_an_arm_of_defaults_leaves_vllms_own_block_and_step_sizes() -> None:
+def test_an_arm_of_defaults_caches_prompts_in_small_blocks_and_guesses_nothing() -> None:
     assert engine_arguments(ArmConfig()) == {
+        "block_size": 32,
         "max_model_len": None,
         "max_num_seqs": 64,
         "enable_prefix_caching": True,
@@ -37,7 +38,7 @@ def test_an_arm_of_defaults_leaves_vllms_own_block_and_step_sizes() -> None:
         ({"prefix_caching": False}, "enable_prefix_caching", False),
         ({"chunked_prefill": False}, "enable_chunked_prefill", False),
         ({"max_num_batched_tokens": 256}, "max_num_batched_tokens", 256),
-        ({"block_size": 32}, "block_size", 32),
+        ({"block_size": 64}, "block_size", 64),
         (
             {"speculation": SpeculationConfig(method="ngram", num_tokens=3, longest_match=5)},
             "speculative_config",

@@ -51,7 +51,7 @@ class ArmConfig(Config):
     """Cut prompts up that do not fit into a step, so that answers under way go on beside them."""
     prefix_caching: bool = True
     """Keep the keys and values of prompts for later ones that start alike, such as with the task's tools."""
-    block_size: int | None = Field(None, ge=16, multiple_of=16)
+    block_size: int | None = Field(32, ge=16, multiple_of=16)
     """Tokens of one block of keys and values; only whole ones are kept for later prompts. None takes vLLM's, 128 on a CPU."""
     speculation: SpeculationConfig | None = None
     """Guess tokens ahead; None draws them one by one."""

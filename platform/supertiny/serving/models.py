@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _HEALTH_CHECK_SECONDS = 30
 """A loaded 2-core machine answers late; 10, Serve LLM's default, would kill a healthy engine there."""
 
+_FIRST_SECONDS = 120
+"""For the request that a replica begins with."""
 _HELLO: list[Message] = [{"role": "user", "content": "hello"}]
 _TOOL: Tool = {"type": "function", "function": {"name": "hello", "description": "", "parameters": {"type": "object", "properties": {}}}}
 
@@ -47,7 +49,7 @@ class EngineServer:
         from supertiny.serving.engine import start_server
 
         self._server = await start_server(name, model_path, config, trace_endpoint)
-        await self.complete(_HELLO, [_TOOL], 1, Sampling(max_tokens=1), 1, CallContext(seconds=_HEALTH_CHECK_SECONDS))
+        await self.complete(_HELLO, [_TOOL], 1, Sampling(max_tokens=1), 1, CallContext(seconds=_FIRST_SECONDS))
 
     async def complete(
         self,
