@@ -34,8 +34,9 @@ snips: data setup  ## the same chain on real utterances: make snips DATA=/folder
 data:
 	@test -d "$(DATA)" || { echo "error: give the data's folder: make snips DATA=/folder/with/snips/and/clinc_oos" >&2; exit 2; }
 
-serve: setup  ## serve the promoted model of the last run beside its teacher pipeline
-	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))" --set traffic.port=$(PORT)
+serve: setup  ## serve the last run's promoted model beside its teacher pipeline; SET="serve.mode=cascade" changes settings
+	exec $(BIN)/python -m supertiny.pipeline.serve --run-root "$(abspath $(RUN_ROOT))" --set traffic.port=$(PORT) \
+	  $(foreach setting,$(SET),--set '$(setting)')
 
 test: check  ## check, then every test; TESTS=tests/serving for some
 ifdef TESTS

@@ -17,7 +17,6 @@ import asyncio
 import json
 import os
 import secrets
-import socket
 import tempfile
 import threading
 import time
@@ -30,6 +29,7 @@ import httpx
 
 from supertiny.llm.config import ScriptedConfig
 from supertiny.serving.config import ArmConfig, ServeConfig
+from supertiny.serving.port import free_port
 from supertiny.serving.traffic import nearest_rank
 
 PHASES = ((4, 15.0), (20, 35.0), (2, 45.0))
@@ -177,13 +177,6 @@ def draw(recorded: Recorded, path: Path) -> None:
     latency.set_xlabel("seconds")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-
-
-def free_port() -> int:
-    """One that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ import logging
 import os
 import secrets
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,11 +37,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from bare_vllm import bare_vllm
 
 from supertiny.artifacts import alias_path, open_artifact, write_atomically
 from supertiny.llm.config import ScriptedConfig
 from supertiny.serving.config import ArmConfig, ServeConfig
 from supertiny.serving.keys import hash_of
+from supertiny.serving.port import free_port
 from supertiny.serving.traffic import nearest_rank
 
 MODEL = "package://supertiny.tasks.assistant/models/base"
@@ -118,12 +118,17 @@ def engine_part(rounds: int, seconds: float, with_vllm: bool) -> dict[str, float
         by_clients = {clients: turns(ours, theirs, rounds, lambda system, n=clients: closed(system, n, seconds)) for clients in (1, 8, 32)}
         streams = turns(ours, theirs, rounds, lambda system: closed(system, 1, seconds, stream=True))
     if with_vllm:
-        with bare_vllm() as bare:
+        with bare_vllm(open_artifact(MODEL, ".", "model").path) as url:
+            bare = System(url, "student", {})
+            closed(bare, 8, seconds)  # warm
             for clients in by_clients:
                 report("vllm", clients, [closed(bare, clients, seconds) for _ in range(rounds)])
+            report_first("vllm", [closed(bare, 1, seconds, stream=True) for _ in range(rounds)])
     for clients, (mine, other) in by_clients.items():
         report("ours", clients, mine)
         report("theirs", clients, other)
+    report_first("ours", streams[0])
+    report_first("theirs", streams[1])
     (mine, other), (many, others) = by_clients[8], by_clients[32]
     return {
         "added_p50_ms": difference(mine, other, lambda turn: turn.ms(0.5)),
@@ -185,8 +190,7 @@ def systems(arm: ArmConfig, shared_engine: str | None) -> Iterator[tuple[System,
             router_replicas=INGRESS_REPLICAS,
             api_keys=f"env:{KEYS_VARIABLE}",
         )
-        port = 8199
-        with served(config, port=port) as url:
+        with served(config, port=free_port()) as url:
             serve.run(their_ingress(shared_engine), name="theirs", route_prefix="/theirs", logging_config={"enable_access_log": False})
             ours = System(url, "auto", {"authorization": f"Bearer {KEY}", "x-session-id": "benchmark"})
             yield ours, System(f"{url}/theirs", "student", {})
@@ -234,29 +238,6 @@ def scripted_for_theirs() -> Any:
 
     deploy: Any = serve.deployment
     return deploy(Scripted, name="scripted", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}).bind()
-
-
-@contextmanager
-def bare_vllm() -> Iterator[System]:
-    """`vllm serve` with the engine's settings."""
-    port = 8198
-    path = open_artifact(MODEL, ".", "model").path
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(path), "--served-model-name", "student", "--port", str(port)]
-    settings = ["--max-model-len", "256", "--max-num-seqs", "64", "--enforce-eager", "--host", "127.0.0.1", "--disable-uvicorn-access-log"]
-    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    process = subprocess.Popen([*command, *settings], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        system = System(f"http://127.0.0.1:{port}", "student", {})
-        for _ in range(300):
-            try:
-                if httpx.get(f"{system.url}/health", timeout=5).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(1)
-        yield system
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def turns(ours: System, theirs: System, rounds: int, measure: Callable[[System], Round]) -> tuple[list[Round], list[Round]]:
@@ -341,6 +322,11 @@ def report(name: str, clients: float, rounds: Sequence[Round]) -> None:
         middle(rounds, lambda turn: turn.per_second),
     )
     print(f"{name:>8} {clients:>6g}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  {rate:6.1f} requests/s", flush=True)
+
+
+def report_first(name: str, rounds: Sequence[Round]) -> None:
+    """The line of its streams."""
+    print(f"{name:>8} {'stream':>6}  first event after {middle(rounds, lambda turn: turn.first_ms):5.1f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class FakeArm:
         break_after: int | None = None,
         text: str = f"Sure.\n{KITCHEN}",
         logprobs: list[float] | None = None,
+        cold: bool = False,
     ) -> None:
         self.samplings: list[Sampling] = []
         self.cancelled = 0
@@ -67,6 +68,7 @@ class FakeArm:
         self._break_after = break_after
         self._text = text
         self._logprobs = logprobs
+        self._cold = cold
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, logprobs: int = 0) -> Completion:
         self.samplings.append(sampling)
@@ -87,6 +89,9 @@ class FakeArm:
                 raise RuntimeError("secret path /etc/shadow")
             yield Piece(text=word)
         yield Piece(finish_reason="stop", usage=completion.usage)
+
+    async def starting(self) -> bool:
+        return self._cold
 
     async def check(self) -> None:
         await self.complete([], Sampling(max_tokens=1))
@@ -116,8 +121,8 @@ class Served:
             every, LightTask(), RoutingConfig(**(routing or {})), limits, self.meter, NoTracer(), may_answer=promoted and "student" in arms
         )
         guard = Guard(keys, 1, lambda: self.now)
-        transport = httpx.ASGITransport(router_app(self.answers, guard, Probes(every)))
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://router")
+        self.app = router_app(self.answers, guard, Probes(every))
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://router")
         self._runner = asyncio.Runner()
         weakref.finalize(self, self._runner.close)
 

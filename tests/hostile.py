@@ -14,6 +14,16 @@ def chat(**fields: Any) -> bytes:
     return json.dumps({"model": "auto", "messages": HELLO, "max_tokens": 4, **fields}).encode()
 
 
+def text(**fields: Any) -> bytes:
+    """The same of the older endpoint."""
+    return json.dumps({"model": "auto", "prompt": "hello", "max_tokens": 4, **fields}).encode()
+
+
+def wide(kilobytes: int) -> dict[str, Any]:
+    """A schema with many properties."""
+    return {"type": "object", "properties": {f"p{at:05}": {"enum": ["x" * 1000]} for at in range(kilobytes)}}
+
+
 def deep(levels: int) -> dict[str, Any]:
     """A schema that nests."""
     schema: dict[str, Any] = {"type": "string"}
@@ -40,6 +50,21 @@ BODIES: dict[str, tuple[bytes, set[int]]] = {
     "an infinite temperature": (chat(temperature=1e308), REFUSED),
     "a key twice": (b'{"model": "auto", "model": "student", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}', ANY),
     "a structured output that kills the engine (CVE-2026-105757)": (chat(structured_outputs={"regex": "(a+)+$"}), REFUSED),
+    "a guided grammar": (chat(guided_grammar="root ::= root root"), REFUSED),
+    "a structural tag": (chat(response_format={"type": "structural_tag", "structures": [], "triggers": [""]}), REFUSED),
+    "any JSON": (chat(response_format={"type": "json_object"}), REFUSED),
+    "a schema with an endless reference": (
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}),
+        REFUSED,
+    ),
+    "a response schema of 200 kilobytes": (
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": wide(200)}}),
+        REFUSED,
+    ),
+    "a response schema of ten megabytes": (
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": wide(10_000)}}),
+        REFUSED,
+    ),
     "a guided regex": (chat(guided_regex="(" * 500), REFUSED),
     "a giant response schema": (chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": deep(90)}}), REFUSED),
     "a chat template of its own (PYSEC-2026-4344)": (chat(chat_template="{{ ''.__class__.__mro__ }}"), REFUSED),
@@ -73,3 +98,20 @@ BODIES: dict[str, tuple[bytes, set[int]]] = {
     "a model that is a path": (chat(model="../../etc/passwd"), REFUSED),
     "a long model": (chat(model="m" * 100_000), REFUSED),
 }
+"""For `/v1/chat/completions`."""
+
+TEXT_BODIES: dict[str, tuple[bytes, set[int]]] = {
+    "prompt embeddings": (text(prompt_embeds="gANjdG9yY2gK"), REFUSED),
+    "embeddings alone": (b'{"model": "auto", "prompt_embeds": ["gANjdG9yY2gK"]}', REFUSED),
+    "token ids": (text(prompt=[1, 2, 3]), REFUSED),
+    "token ids that there are not": (text(prompt=[[2**40, -1]]), REFUSED),
+    "many prompts": (text(prompt=["a"] * 10_000), REFUSED),
+    "many completions": (text(n=1_000_000, best_of=1_000_000), REFUSED),
+    "an echo with logprobs": (text(echo=True, logprobs=2**31), REFUSED),
+    "a structured output": (text(structured_outputs={"json": deep(90)}), REFUSED),
+    "a prompt of ten megabytes": (text(prompt="x" * 10_000_000), REFUSED),
+    "broken utf-8": (b'{"model": "auto", "prompt": "\xff\xfe\xc3"}', REFUSED),
+    "an empty prompt": (text(prompt=""), REFUSED),
+}
+"""For `/v1/completions`."""
+ROUTES = {"/v1/chat/completions": BODIES, "/v1/completions": TEXT_BODIES}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from supertiny.artifacts import alias_path, open_artifact, write_atomically
 from supertiny.serving.config import ServeConfig
+from supertiny.serving.port import free_port
 
 TEACHER = "package://supertiny.tasks.assistant/models/teacher"
 STUDENT = "package://supertiny.tasks.assistant/models/base"
@@ -29,10 +29,7 @@ def application(local_ray: None, serve_config: ServeConfig) -> Iterator[str]:
     """URL of the running application."""
     from supertiny.serving.run import served
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with served(serve_config, port=port) as url:
+    with served(serve_config, port=free_port()) as url:
         yield url
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import operator
 import socket
 import subprocess
 import time
@@ -13,7 +16,11 @@ import httpx
 import openai
 import pytest
 import ray
-from tests.hostile import BODIES
+import schemathesis
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
+from tests.hostile import ROUTES
+from tests.openapi import send_all
 
 from supertiny.cost import MachinePrice
 from supertiny.errors import ConfigError, PlanTooBig
@@ -26,6 +33,7 @@ from supertiny.tasks.base import load_task
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]  # about a minute to deploy, for all of them together
 LIGHT = [{"role": "user", "content": "turn on the kitchen light"}]
+ALIVE = {"student": "ok", "teacher": "ok"}
 
 
 def post(url: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
@@ -41,8 +49,8 @@ def curl(url: str, body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("model", ["student", "teacher", "auto"])
-def test_curl_gets_an_answer_from_each_model(application: str, model: str) -> None:
-    body = json.loads(curl(application, {"model": model, "messages": LIGHT}))
+def test_curl_gets_an_answer_from_each_model(application: str, model: str, serve_config: ServeConfig) -> None:
+    body = json.loads(curl(application, {"model": model, "messages": LIGHT, "tools": load_task(serve_config.task).tools}))
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["finish_reason"] in {"stop", "tool_calls", "length"}
     assert body["model"] == model or model == "auto"
@@ -70,6 +78,22 @@ def test_the_openai_client_gets_the_same_answer_streamed_and_whole(application: 
     functions = [call.function for call in whole.message.tool_calls or [] if call.type == "function"]
     assert [(call.name, call.arguments) for call in streamed] == [(call.name, call.arguments) for call in functions]
     assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+
+
+@pytest.mark.parametrize("model", ["student", "teacher", "auto"])
+def test_langchain_calls_the_tasks_tools_streamed_and_whole_and_goes_on_with_their_results(
+    application: str, model: str, serve_config: ServeConfig
+) -> None:
+    session = {"x-session-id": "ada"}
+    chat = ChatOpenAI(model=model, base_url=f"{application}/v1", api_key="none", default_headers=session, stream_usage=True, max_retries=0)
+    bound = chat.bind_tools(load_task(serve_config.task).tools)
+    asked = HumanMessage("turn on the kitchen light")
+    whole, streamed = bound.invoke([asked]), functools.reduce(operator.add, bound.stream([asked]))
+    assert [(call["name"], call["args"]) for call in streamed.tool_calls] == [(call["name"], call["args"]) for call in whole.tool_calls]
+    assert streamed.usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"]
+    results = [ToolMessage("done", tool_call_id=call["id"]) for call in whole.tool_calls]
+    assert bound.invoke([asked, whole, *results]).response_metadata["finish_reason"] in {"stop", "tool_calls", "length"}
+    assert len(whole.tool_calls) == 1 or model != "teacher"  # what is said here is the teacher's to know
 
 
 def test_the_teacher_pipeline_answers_as_well_over_http_as_its_task_asks(application: str, serve_config: ServeConfig) -> None:
@@ -124,7 +148,7 @@ def test_a_refusal_has_openais_shape_and_nothing_from_inside(application: str, f
 
 
 def test_health_is_a_real_token_from_each_arm_and_the_models_are_listed(application: str) -> None:
-    assert httpx.get(f"{application}/health", timeout=60).json() == {"student": "ok", "teacher": "ok"}
+    assert httpx.get(f"{application}/health", timeout=60).json() == ALIVE
     assert httpx.get(f"{application}/ready", timeout=60).json() == {"models": ["student", "teacher", "auto"], "waiting_for": []}
     assert [model["id"] for model in httpx.get(f"{application}/v1/models").json()["data"]] == ["student", "teacher", "auto"]
 
@@ -170,11 +194,18 @@ def test_arms_that_the_cluster_cannot_hold_are_said_before_anything_starts(local
 
 
 def test_hostile_bodies_are_refused_or_harmless_and_the_engines_live_on(application: str) -> None:
-    for model in ("student", "teacher"):
-        for name, (body, allowed) in BODIES.items():
-            answer = httpx.post(f"{application}/v1/chat/completions", content=body.replace(b'"auto"', f'"{model}"'.encode()), timeout=60)
+    for model, path in itertools.product(("student", "teacher"), ROUTES):
+        for name, (body, allowed) in ROUTES[path].items():
+            answer = httpx.post(f"{application}{path}", content=body.replace(b'"auto"', f'"{model}"'.encode()), timeout=60)
             assert answer.status_code in allowed, f"{name}, {model}: {answer.status_code} {answer.text[:200]}"
-    assert httpx.get(f"{application}/health", timeout=60).json() == {"student": "ok", "teacher": "ok"}
+    assert httpx.get(f"{application}/health", timeout=60).json() == ALIVE
+
+
+def test_the_application_is_what_its_openapi_document_says_and_the_engines_live_on(application: str) -> None:
+    seen = send_all(schemathesis.openapi.from_url(f"{application}/openapi.json"), examples=40)
+    print(f"schemathesis: {dict(seen)}")
+    assert min(seen["/v1/chat/completions", 200], seen["/v1/completions", 200]) > 5  # else no engine was asked anything
+    assert httpx.get(f"{application}/health", timeout=60).json() == ALIVE
 
 
 def test_the_older_completions_endpoint_answers_from_each_model(application: str) -> None:

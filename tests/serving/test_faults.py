@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
 from ray import serve
 from tests.serving.load import BODY, Sent, burst, clients, kill, p99, proxy_pids, replica_pids, wait_for
+from tests.unit.raw_endpoint import BROKEN, completion, http, raw_endpoint
 
-from supertiny.llm.config import ScriptedConfig
+from supertiny.llm.config import EndpointConfig, ScriptedConfig
 from supertiny.serving.app import build_app
-from supertiny.serving.config import ArmConfig, ServeConfig
+from supertiny.serving.config import ArmConfig, LimitsConfig, ServeConfig
+from supertiny.serving.port import free_port
 from supertiny.serving.run import APPLICATION, served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -48,10 +51,7 @@ def config(
 @contextmanager
 def application(settings: ServeConfig) -> Iterator[str]:
     """Its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    with served(settings, port=port) as url:
+    with served(settings, port=free_port()) as url:
         yield url
 
 
@@ -156,6 +156,42 @@ def test_an_overload_is_refused_with_retry_after_and_the_admitted_are_not_slow(u
     assert all(each.retry_after for each in refused)
     assert {each.status for each in flood} <= {200, 429, 503}
     assert p99(flood) < 2 * p99(calm)
+
+
+def test_a_teacher_without_replicas_asks_to_come_again_and_then_answers(url: str) -> None:
+    cold = TEACHER.model_copy(update={"min_replicas": 0, "downscale_seconds": 0.0, "upscale_seconds": 0.5})
+    update(config(replicas=1).model_copy(update={"teacher_arm": cold, "limits": LimitsConfig(seconds=0.5)}))
+    wait_for("the teacher's replicas to leave", lambda: replica_pids("teacher-engine") == [])
+    answers: list[httpx.Response] = []
+    wait_for("an answer", lambda: answers.append(asked_teacher(url)) or answers[-1].status_code == 200)
+    print(f"a cold teacher: {[answer.status_code for answer in answers]}")
+    assert (answers[0].status_code, answers[0].headers["retry-after"]) == (503, "10")
+    assert {answer.status_code for answer in answers[:-1]} <= {503, 504}  # it may have started just before a deadline
+    assert answers[-1].json()["choices"][0]["message"]["content"] == "teacher"
+    assert httpx.get(f"{url}/health", timeout=60).json() == {"student": "ok"}
+
+
+def test_the_teacher_may_be_an_endpoint_and_its_absence_asks_to_come_again(url: str) -> None:
+    gone = threading.Event()
+
+    def reply(body: dict[str, Any], times: int) -> bytes:
+        return BROKEN["nothing"] if gone.is_set() else http(200, completion("from elsewhere"))
+
+    with raw_endpoint(reply) as base_url:
+        endpoint = EndpointConfig(base_url=base_url, model="large", max_retries=1, first_backoff_seconds=0.1)
+        update(config(replicas=1).model_copy(update={"teacher_endpoint": endpoint}))
+        answer = asked_teacher(url)
+        gone.set()
+        refused = asked_teacher(url)
+    assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "from elsewhere")
+    assert answer.json()["usage"]["prompt_tokens"] > 7  # of all calls of the pipeline
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert replica_pids("teacher-engine") == []
+
+
+def asked_teacher(url: str) -> httpx.Response:
+    """The answer to one request for `teacher`."""
+    return httpx.post(f"{url}/v1/chat/completions", json={**BODY, "model": "teacher"}, timeout=60)
 
 
 def update(settings: ServeConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 from tests.serving.load import BODY, replica_pids, wait_for
 
+from supertiny.serving.port import free_port
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STUDENT = {"scripted": {"answer": "the student"}}
 TEACHER = {"scripted": {"answer": "the teacher"}}
@@ -25,9 +26,7 @@ CASCADE = {"mode": "cascade", "cascade": {"threshold": 0.5}}
 @pytest.fixture
 def url(local_ray: None) -> Iterator[str]:
     """Where Serve listens, with no application yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()

@@ -100,6 +100,15 @@ def test_a_taken_port_and_a_misspelt_key_end_with_2_before_ray_starts(command: s
             assert "local Ray" not in ran.stderr
 
 
+def test_keys_that_are_not_there_are_said_before_ray_starts(tmp_path: Path) -> None:
+    setting = f"serve.api_keys={tmp_path / 'keys.toml'}"
+    command = [sys.executable, "-m", "supertiny.pipeline.serve", "--run-root", str(tmp_path), "--set", setting]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 1
+    assert "keys.toml: No such file or directory" in ran.stderr
+    assert "local Ray" not in ran.stderr
+
+
 def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() -> None:
     config = load(PipelineConfig, DEMO, ["prune.axis=vocab+depth"])
     assert {section.rollouts for section in (config.heal, config.awq, config.w8a8)} == {"prune-rollouts"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fake_arms import FakeArm, Served
-from tests.hostile import ANY, BODIES
+from tests.hostile import ANY, ROUTES
 
 from supertiny.serving.config import LimitsConfig
 
@@ -58,10 +58,10 @@ def in_openais_shape(answer: httpx.Response) -> bool:
     return answer.status_code < 400 or set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_a_hostile_body_is_refused_or_harmless(router: Served, name: str) -> None:
-    body, allowed = BODIES[name]
-    answer = post(router, "/v1/chat/completions", body)
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, bodies in ROUTES.items() for name in bodies])
+def test_a_hostile_body_is_refused_or_harmless(router: Served, path: str, name: str) -> None:
+    body, allowed = ROUTES[path][name]
+    answer = post(router, path, body)
     assert answer.status_code in (allowed | ({200} if name.startswith("a prompt over") else set()))  # a fake arm takes any length
     assert in_openais_shape(answer)
 

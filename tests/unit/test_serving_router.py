@@ -63,6 +63,14 @@ def test_without_a_student_auto_goes_to_the_control_and_student_is_not_found() -
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["teacher", "auto"]
 
 
+def test_an_adapter_is_a_model_that_only_its_name_asks_for() -> None:
+    client = Served({"traffic_fraction": 1.0}, student=FakeArm(), **{"student:german": FakeArm(text="nein")})
+    named = client.ask(model="student:german")
+    assert (named.headers["x-supertiny-arm"], named.json()["choices"][0]["message"]["content"]) == ("student:german", "nein")
+    assert {client.ask(user=f"u{at}").headers["x-supertiny-arm"] for at in range(20)} == {"student"}
+    assert client.get("/health").json() == {"teacher": "ok", "student": "ok", "student:german": "ok"}
+
+
 def test_an_unknown_model_is_not_found_and_the_message_lists_the_models() -> None:
     answer = Served(student=FakeArm()).ask(model="gpt")
     assert answer.status_code == 404
@@ -91,6 +99,15 @@ def test_a_failing_arm_gives_an_error_in_openais_shape_without_its_insides(arm: 
     }
     assert answer.headers["x-supertiny-arm"] == "student"
     assert (answer.headers.get("retry-after") == "1") == (status == 503)
+
+
+@pytest.mark.parametrize(("mode", "model"), [("split", "teacher"), ("cascade", "auto")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_waited_in_vain_for_a_teacher_without_replicas_may_come_again(mode: str, model: str, stream: bool) -> None:
+    router = Served({"mode": mode}, student=FakeArm(text="<tool_call>no"), teacher=FakeArm(seconds=5, cold=True))
+    answer = router.ask(model=model, stream=stream)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert answer.json()["error"]["message"] == "the teacher is starting; try again"
 
 
 def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() -> None:

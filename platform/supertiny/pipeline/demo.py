@@ -82,7 +82,7 @@ def measure_served(config: PipelineConfig, cluster: LocalCluster, *, promoted: b
 
     from supertiny.serving.run import served
 
-    settings = config.serve if promoted else config.serve.control_alone()
+    settings = (config.serve if promoted else config.serve.control_alone()).model_copy(update={"api_keys": None})  # our own client alone
     task = load_task(config.task)
     price = machine_price(config.evaluate.machine, config.evaluate.prices)
     ray.init(cluster.address, log_to_driver=False)

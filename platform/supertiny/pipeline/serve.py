@@ -14,14 +14,17 @@ from supertiny.config import load
 from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
 from supertiny.pipeline.local_cluster import local_cluster, take_sigterm_for_ctrl_c
+from supertiny.serving.config import ServeConfig
+from supertiny.serving.keys import read_keys
 from supertiny.serving.port import check_port
 
 log = logging.getLogger(__name__)
 
 EXAMPLE = """
-  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+  curl {url}/v1/chat/completions -H 'content-type: application/json'{key} \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "turn off the lights in the kitchen"}}]}}'
 """
+KEY = " -H 'authorization: Bearer <key>'"
 
 
 def main() -> int:
@@ -55,7 +58,9 @@ def serve(config: PipelineConfig) -> None:
     from supertiny.serving.sources import control_alone_unless_promoted, model_paths
 
     settings = control_alone_unless_promoted(config.serve)
-    names = " and ".join([*model_paths(settings), "auto"])  # a damaged model shows before Ray starts
+    names = " and ".join([*model_paths(settings), "auto"])  # a damaged model shows before Ray starts, and so do wrong keys
+    if settings.api_keys is not None:
+        read_keys(settings.api_keys)
     check_port(config.traffic.port)
     with local_cluster(config.num_cpus) as cluster:
         import ray  # reads the token's settings, which the cluster's start has put into the environment
@@ -65,9 +70,18 @@ def serve(config: PipelineConfig) -> None:
         ray.init(cluster.address, log_to_driver=False)
         take_sigterm_for_ctrl_c()  # Ray has set a handler of its own, which aborts
         with served(settings, port=config.traffic.port) as url:
-            print(f"\nserving {names} at {url}; Ctrl-C stops it. Try:")
-            print(EXAMPLE.format(url=url, model="auto"), flush=True)
+            print(f"\nserving {names} at {url}, {_who_answers(settings)}, {_who_may_ask(settings)}; Ctrl-C stops it. Try:")
+            print(EXAMPLE.format(url=url, model="auto", key=KEY if settings.api_keys else ""), flush=True)
             signal.pause()
+
+
+def _who_answers(settings: ServeConfig) -> str:
+    share = "" if settings.mode == "cascade" else f", {settings.traffic_fraction:.0%} of sessions to the student"
+    return f"mode {settings.mode}{share}"
+
+
+def _who_may_ask(settings: ServeConfig) -> str:
+    return f"keys of {settings.api_keys}" if settings.api_keys else "no keys (whoever reaches the port may ask)"
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class Answers:
                     async with asyncio.timeout(call.seconds):
                         response = await self._answer(exchange, stack)
             except Exception as error:  # the edge: whatever happened, the client gets a body in OpenAI's shape
-                refusal = refusals.of_arm(exchange.arm, error, exchange.headers)
+                refusal = refusals.of_arm(exchange.arm, await self._explained(exchange, error), exchange.headers)
                 exchange.status = refusal.status_code
                 raise refusal from None
             return Closing(response, stack.pop_all())
@@ -170,6 +170,14 @@ class Answers:
         if routing.mode == "cascade":
             return "student", "cascade"
         return assign(routing.salt, session_of(session, request.user), routing.traffic_fraction), routing.mode
+
+    async def _explained(self, exchange: Exchange, error: Exception) -> Exception:
+        """What failed; the deadline of a request that waited for an arm without a replica is no fault of either."""
+        if isinstance(error, TimeoutError):
+            for name in self.arms if exchange.assignment == "cascade" else (exchange.arm,):
+                if await self.arms[name].starting():
+                    return refusals.of_start(name, exchange.headers)
+        return error
 
     async def _answer(self, exchange: Exchange, stack: AsyncExitStack) -> Response:
         if exchange.assignment == "cascade":

@@ -36,9 +36,11 @@ class Router:
 
     def __init__(self, config: ServeConfig, teacher: DeploymentHandle[Any], student: DeploymentHandle[Any] | None) -> None:
         task = load_task(config.task)
-        arms: dict[str, Arm] = {"teacher": TeacherArm(teacher)}
+        arms: dict[str, Arm] = {"teacher": TeacherArm(teacher, None if config.teacher_endpoint else "teacher-engine")}
         if student is not None:
-            arms = {"student": StudentArm(ServeLlm(student, config.student_arm.queue_seconds), task.tools), **arms}
+            wait = config.student_arm.queue_seconds
+            adapted = {f"student:{name}": StudentArm(ServeLlm(student, wait, name), task.tools) for name in config.student_arm.adapters}
+            arms = {"student": StudentArm(ServeLlm(student, wait), task.tools), **arms, **adapted}
         tracer = tracer_of(config.trace_endpoint)
         self._answers = Answers(arms, task, config.routing, config.limits, ServeMeter(), tracer, may_answer=config.student_is_promoted)
         keys = read_keys(config.api_keys) if config.api_keys is not None else None
@@ -87,5 +89,6 @@ def _light(deployed: type, name: str, num_replicas: int, drain_seconds: float) -
         graceful_shutdown_timeout_s=drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_timeout_s=30,
+        max_constructor_retry_count=3,  # a wrong file of keys stays wrong
         ray_actor_options={"num_cpus": 0},
     )

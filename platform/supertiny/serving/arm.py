@@ -24,5 +24,8 @@ class Arm(Protocol):
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Piece]:
         """The answer as it comes; raises as `complete` does."""
 
+    async def starting(self) -> bool:
+        """Whether no replica of it is up, so that what came too late may come again."""
+
     async def check(self) -> None:
         """Generate one token for real; raises where the arm cannot."""

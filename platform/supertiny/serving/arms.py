@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from supertiny.config import TaskConfig
-from supertiny.errors import ArmBusy, PromptRefused
+from supertiny.errors import ArmBusy, NoProgress, PromptRefused
 from supertiny.llm.base import GREEDY, Llm, Sampling
 from supertiny.llm.config import EndpointConfig
 from supertiny.llm.http import HttpLlm
@@ -23,6 +25,7 @@ from supertiny.serving.stream import Piece, Refused, whole_piece
 from supertiny.tasks.base import load_task
 
 Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
 _PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 _ONE_TOKEN = Sampling(max_tokens=1)
 
@@ -34,10 +37,11 @@ class ServeLlm:
 
     Args:
         queue_seconds: longest wait until a replica takes a call; None waits for ever.
+        adapter: name of the engine's adapter that everything goes through.
     """
 
-    def __init__(self, engine: DeploymentHandle[Any], queue_seconds: float | None = None) -> None:
-        self._queue_seconds = queue_seconds
+    def __init__(self, engine: DeploymentHandle[Any], queue_seconds: float | None = None, adapter: str | None = None) -> None:
+        self._queue_seconds, self._adapter = queue_seconds, adapter
         self._complete = engine.complete
         self._stream = engine.options(stream=True).stream
 
@@ -47,7 +51,8 @@ class ServeLlm:
         """`n` completions of a conversation."""
         with _arm_errors():
             answer: list[Completion] | Refused = await answered(
-                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call()), self._queue_seconds
+                lambda: self._complete.remote(list(messages), list(tools), n, sampling, logprobs, current_call(), self._adapter),
+                self._queue_seconds,
             )
         return _accepted(answer)
 
@@ -57,9 +62,11 @@ class ServeLlm:
 
     async def stream(self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling) -> AsyncGenerator[Piece]:
         """One completion as it is drawn."""
-        calls = streamed(lambda: self._stream.remote(list(messages), list(tools), sampling, current_call()), self._queue_seconds)
+        arguments = list(messages), list(tools), sampling
         with _arm_errors():
-            async with aclosing(calls) as pieces:
+            async with aclosing(
+                streamed(lambda: self._stream.remote(*arguments, current_call(), self._adapter), self._queue_seconds)
+            ) as pieces:
                 async for piece in pieces:
                     yield _accepted(piece)
 
@@ -80,16 +87,25 @@ class StudentArm:
         """The answer token by token."""
         return self._llm.stream(messages, self._tools, sampling)
 
+    async def starting(self) -> bool:
+        """Whether its engine has no replica up."""
+        return await _none_is_up("student-engine")
+
     async def check(self) -> None:
         """One token."""
         await self._llm.complete(_PROBE, sampling=_ONE_TOKEN)
 
 
 class TeacherArm:
-    """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says."""
+    """The control: the teacher pipeline, behind the handle of a `TeacherPipeline`. It samples as its task says.
 
-    def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
+    Args:
+        engine: name of the deployment of its engine; None where that is an endpoint.
+    """
+
+    def __init__(self, pipeline: DeploymentHandle[Any], engine: str | None) -> None:
         self._complete, self._check = pipeline.complete, pipeline.check  # each access would make a handle
+        self._engine = engine
 
     async def complete(self, messages: Sequence[Message], sampling: Sampling, *, logprobs: int = 0) -> Completion:
         """The whole answer."""
@@ -102,6 +118,10 @@ class TeacherArm:
         completion = await self.complete(messages, sampling)
         yield whole_piece(completion)
 
+    async def starting(self) -> bool:
+        """Whether its engine has no replica up."""
+        return self._engine is not None and await _none_is_up(self._engine)
+
     async def check(self) -> None:
         """One token."""
         with _arm_errors():
@@ -111,7 +131,7 @@ class TeacherArm:
 class TeacherPipeline:
     """The light deployment that runs a task's `teach` over an `Llm`; many conversations are in flight at a time."""
 
-    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any] | EndpointConfig, queue_seconds: float | None) -> None:
+    def __init__(self, task: TaskConfig, engine: DeploymentHandle[Any] | EndpointConfig, queue_seconds: float | None = None) -> None:
         self._task = load_task(task)
         self._llm: Llm = HttpLlm(engine) if isinstance(engine, EndpointConfig) else ServeLlm(engine, queue_seconds)
 
@@ -123,6 +143,9 @@ class TeacherPipeline:
                     return await self._task.teach(Prompt(id="request", messages=list(messages)), self._llm)
         except PromptRefused as error:
             return Refused(reason=str(error))
+        except NoProgress as error:  # an endpoint that stays away
+            log.warning("%s", error)
+            raise ArmBusy("the teacher's endpoint failed at every try") from None
 
     async def check(self, call: CallContext) -> None:
         """One token."""
@@ -134,6 +157,13 @@ def _accepted(answer: Answer | Refused) -> Answer:
     if isinstance(answer, Refused):
         raise PromptRefused(answer.reason)
     return answer
+
+
+async def _none_is_up(deployment: str) -> bool:
+    """Whether a deployment of this application has no replica that runs: it came from zero, or they died."""
+    status = await asyncio.to_thread(serve.status)
+    states = status.applications[serve.get_replica_context().app_name].deployments[deployment].replica_states
+    return not any(count for state, count in states.items() if state == "RUNNING")
 
 
 @contextmanager

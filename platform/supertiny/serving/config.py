@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, TaskConfig
 from supertiny.llm.config import EndpointConfig, ScriptedConfig
+
+
+class SpeculationConfig(Config):
+    """Tokens guessed ahead from text that was seen, and checked by the model in one step; what comes out stays the model's."""
+
+    method: Literal["ngram", "suffix"]
+    """`ngram` looks in the request itself; `suffix` in earlier answers too, and needs the package arctic-inference."""
+    num_tokens: int = Field(4, ge=1, le=32)
+    """Most tokens that are guessed in a step."""
+    longest_match: int = Field(4, ge=1, le=64)
+    """Most tokens before the guess that are looked up (vLLM's `prompt_lookup_max`, and the depth of the suffix tree)."""
 
 
 class ArmConfig(Config):
@@ -37,6 +48,18 @@ class ArmConfig(Config):
     """Longest prompt and completion together, tokens; None takes the model's own limit."""
     max_num_seqs: int = Field(64, ge=1)
     """Sequences in one step of the engine."""
+    max_num_batched_tokens: int | None = Field(None, ge=16)
+    """Tokens of one step of the engine, prompts included; None takes vLLM's, 2,048 on a CPU."""
+    chunked_prefill: bool = True
+    """Cut prompts up that do not fit into a step, so that answers under way go on beside them."""
+    prefix_caching: bool = True
+    """Keep the keys and values of prompts for later ones that start alike, such as with the task's tools."""
+    block_size: int | None = Field(32, ge=16, multiple_of=16)
+    """Tokens of one block of keys and values; only whole ones are kept for later prompts. None takes vLLM's, 128 on a CPU."""
+    speculation: SpeculationConfig | None = None
+    """Guess tokens ahead; None draws them one by one."""
+    adapters: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], str] = Field(default_factory=dict)
+    """LoRA adapters of the student by name, folders as PEFT writes them; each is a model `student:<name>`, and `auto` asks for none."""
     kv_cache_gib: int = Field(1, ge=1)
     """Memory for keys and values, GiB a replica (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
     scripted: ScriptedConfig | None = None
@@ -51,6 +74,8 @@ class ArmConfig(Config):
                 f"target_ongoing_requests {self.target_ongoing_requests:g} is over max_ongoing_requests {self.max_ongoing_requests}: "
                 "autoscaling would never add a replica"
             )
+        if self.scripted is not None and self.adapters:
+            raise ValueError("adapters: a scripted engine has no model to adapt")
         return self
 
 
@@ -153,6 +178,14 @@ class ServeConfig(RoutingConfig):
     def _the_student_is_always_there(self) -> Self:
         if self.student is not None and self.student_arm.min_replicas == 0:
             raise ValueError("student_arm.min_replicas: 0 would let a cold start, about a minute, stand before an answer; at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_a_students(self) -> Self:
+        if self.teacher_arm.adapters:
+            raise ValueError("teacher_arm.adapters: the teacher pipeline asks for none; merge it into the model")
+        if self.student is None and self.student_arm.adapters:
+            raise ValueError("student_arm.adapters: no student is served that they could adapt")
         return self
 
     @property

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase  # documented hooks without a public home
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
 from ray.serve.llm.deployment import LLMServer
 
 from supertiny.serving.config import ArmConfig
+from supertiny.serving.engine_options import engine_arguments
 
 
 class LocalFolder(CallbackBase):
@@ -33,9 +36,7 @@ async def start_server(name: str, model_path: str, config: ArmConfig, trace_endp
     llm_config = LLMConfig(
         model_loading_config={"model_id": name, "model_source": model_path},
         engine_kwargs={
-            "max_model_len": config.max_model_len,
-            "max_num_seqs": config.max_num_seqs,
-            "enforce_eager": True,  # compiling on the CPU costs more than it gives at this size
+            **engine_arguments(config),
             "enable_prompt_tokens_details": True,  # how many tokens the prefix cache answered
             **({"otlp_traces_endpoint": f"{trace_endpoint}/v1/traces"} if trace_endpoint else {}),
         },
@@ -45,4 +46,9 @@ async def start_server(name: str, model_path: str, config: ArmConfig, trace_endp
     )
     server: Any = LLMServer.sync_init(llm_config, engine_cls=OneWorkerEngine)
     await server.start()
+    for at, (adapter, path) in enumerate(config.adapters.items(), 1):
+        folder = str(Path(path).absolute())
+        await server.engine.resolve_lora(
+            DiskMultiplexConfig(model_id=adapter, max_total_tokens=None, local_path=folder, lora_assigned_int_id=at)
+        )
     return server

@@ -32,23 +32,37 @@ log = logging.getLogger(__name__)
 _HEALTH_CHECK_SECONDS = 30
 """A loaded 2-core machine answers late; 10, Serve LLM's default, would kill a healthy engine there."""
 
+_FIRST_SECONDS = 120
+"""For the request that a replica begins with."""
+_HELLO: list[Message] = [{"role": "user", "content": "hello"}]
+_TOOL: Tool = {"type": "function", "function": {"name": "hello", "description": "", "parameters": {"type": "object", "properties": {}}}}
+
 
 class EngineServer:
     """One replica of a model: a `ray.serve.llm` server with its vLLM engine, taking and giving plain records.
 
-    A replica ends with its engine: left alive, it would fail fast, look idle, and draw all requests to itself.
+    A replica takes requests once it has answered one with a tool, since vLLM's first of those takes 2 s. It ends with its engine: left
+    alive, it would fail fast, look idle, and draw all requests to itself.
     """
 
     async def __init__(self, name: str, model_path: str, config: ArmConfig, trace_endpoint: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
         from supertiny.serving.engine import start_server
 
         self._server = await start_server(name, model_path, config, trace_endpoint)
+        await self.complete(_HELLO, [_TOOL], 1, Sampling(max_tokens=1), 1, CallContext(seconds=_FIRST_SECONDS))
 
     async def complete(
-        self, messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, logprobs: int, call: CallContext
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        n: int,
+        sampling: Sampling,
+        logprobs: int,
+        call: CallContext,
+        adapter: str | None = None,
     ) -> list[Completion] | Refused:
         """`n` completions of a conversation, or why there are none: too long, or nothing the chat template can render."""
-        request = _engine_request(messages, tools, n, sampling, logprobs=logprobs > 0, stream=False)
+        request = _engine_request(messages, tools, n, sampling, adapter, logprobs=logprobs > 0, stream=False)
         try:
             async with asyncio.timeout(call.seconds):
                 async for answer in await self._server.chat(request, _trace(call)):
@@ -59,10 +73,10 @@ class EngineServer:
         raise RuntimeError("the engine gave no answer")
 
     async def stream(
-        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext
+        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext, adapter: str | None = None
     ) -> AsyncIterator[Piece | Refused]:
         """One completion as it is drawn, or why there is none."""
-        request = _engine_request(messages, tools, 1, sampling, logprobs=False, stream=True)
+        request = _engine_request(messages, tools, 1, sampling, adapter, logprobs=False, stream=True)
         try:
             async for lines in in_time(await self._server.chat(request, _trace(call)), call.seconds):
                 for piece in map(_piece, lines):
@@ -141,12 +155,13 @@ def _trace(call: CallContext) -> Any:
 
 
 def _engine_request(
-    messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, *, logprobs: bool, stream: bool
+    messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, adapter: str | None, *, logprobs: bool, stream: bool
 ) -> ChatCompletionRequest:
     """vLLM's request. `tool_choice` "none" shows the tools to the chat template but leaves the answer's text to us."""
     from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
     optional = {
+        "model": adapter,
         "tools": list(tools) or None,
         "seed": sampling.seed,
         "stream_options": {"include_usage": True} if stream else None,

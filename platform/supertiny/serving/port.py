@@ -7,6 +7,13 @@ import socket
 from supertiny.errors import ConfigError
 
 
+def free_port() -> int:
+    """One that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def check_port(port: int) -> None:
     """Raise ConfigError where something listens on the port already."""
     with socket.socket() as probe:

@@ -39,6 +39,11 @@ def of_arm(name: str, error: Exception, headers: Mapping[str, str]) -> HTTPExcep
     return HTTPException(500, f"the {name} failed", dict(headers))
 
 
+def of_start(name: str, headers: Mapping[str, str]) -> HTTPException:
+    """The refusal where the deadline passed before an arm had a replica."""
+    return HTTPException(503, f"the {name} is starting; try again", {"retry-after": "10", **headers})
+
+
 def of_guard(refusal: Refusal) -> HTTPException:
     """The refusal for a caller who is not let in."""
     headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}

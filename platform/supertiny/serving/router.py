@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from supertiny.serving import refusals
+from supertiny.serving import document, refusals
 from supertiny.serving.answers import CHAT, TEXT, Answers, Shape
 from supertiny.serving.closing import Closing
 from supertiny.serving.headers import NO_DISCONNECT_HEADER
@@ -19,7 +19,7 @@ from supertiny.serving.keys import Guard, Refusal
 from supertiny.serving.probes import Probes
 from supertiny.serving.request import ChatRequest, GenerationRequest, TextRequest, parse_request
 
-_SCHEMAS = "#/components/schemas/{model}"
+_NOT_YET: dict[int | str, dict[str, Any]] = {503: {"description": "The same, of an arm that does not"}}
 
 
 def router_app(answers: Answers, guard: Guard, alive: Probes) -> FastAPI:
@@ -33,22 +33,22 @@ def router_app(answers: Answers, guard: Guard, alive: Probes) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, refusals.error_response)
     app.add_exception_handler(Exception, refusals.failure_response)
 
-    @app.post("/v1/chat/completions", openapi_extra=_body_schema(ChatRequest))
+    @app.post("/v1/chat/completions", **document.generation(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         return await _generate(answers, guard, request, CHAT, ChatRequest)
 
-    @app.post("/v1/completions", openapi_extra=_body_schema(TextRequest))
+    @app.post("/v1/completions", **document.generation(TextRequest))
     async def completions(request: Request) -> Response:
         return await _generate(answers, guard, request, TEXT, TextRequest)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=document.refusals(401))
     async def models(request: Request) -> JSONResponse:
         with _refused(answers):
             guard.check(request.headers.get("authorization"))
         owner = {"object": "model", "created": 0, "owned_by": "supertiny"}
         return JSONResponse({"object": "list", "data": [{"id": name, **owner} for name in answers.models]})
 
-    @app.get("/admin/status")
+    @app.get("/admin/status", responses=document.refusals(401, 403))
     async def status(request: Request) -> JSONResponse:
         """What this router does and has done; needs an admin key."""
         with _refused(answers):
@@ -56,19 +56,19 @@ def router_app(answers: Answers, guard: Guard, alive: Probes) -> FastAPI:
         meter = answers.meter
         return JSONResponse({"routing": answers.routing.model_dump(), "in_flight": dict(meter.in_flight), "counts": dict(meter.counts)})
 
-    @app.get("/health")
+    @app.get("/health", responses=_NOT_YET)
     async def health() -> JSONResponse:
         """Liveness: every arm draws one token."""
         states = await alive.alive()
         return JSONResponse(states, status_code=200 if set(states.values()) <= {"ok"} else 503)
 
-    @app.get("/ready")
+    @app.get("/ready", responses=_NOT_YET)
     async def ready() -> JSONResponse:
         """Readiness: every arm has drawn a token since this router started; Serve starts it beside the engines, not after them."""
         waiting = await alive.waiting_for()
         return JSONResponse({"models": answers.models, "waiting_for": waiting}, status_code=503 if waiting else 200)
 
-    _describe(app)
+    document.describe(app, answers.models)
     return app
 
 
@@ -116,17 +116,3 @@ def _refused(answers: Answers) -> Iterator[None]:
     except Refusal as refusal:
         answers.meter.refused(f"key_{refusal.status}")
         raise refusals.of_guard(refusal) from None
-
-
-def _body_schema(kind: type[GenerationRequest]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model=kind.__name__)}}}}}
-
-
-def _describe(app: FastAPI) -> None:
-    """Give the OpenAPI document the schemas of the bodies, which the handlers read by themselves."""
-    document = app.openapi()
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    for kind in (ChatRequest, TextRequest):
-        schema = kind.model_json_schema(ref_template=_SCHEMAS)
-        schemas.update(schema.pop("$defs", {}))
-        schemas[kind.__name__] = schema

@@ -26,7 +26,14 @@ class ScriptedServer:
         self._running = 0
 
     async def complete(
-        self, messages: Sequence[Message], tools: Sequence[Tool], n: int, sampling: Sampling, logprobs: int, call: CallContext
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool],
+        n: int,
+        sampling: Sampling,
+        logprobs: int,
+        call: CallContext,
+        adapter: str | None = None,
     ) -> list[Completion]:
         """`n` times the scripted answer."""
         self._running += 1
@@ -40,7 +47,7 @@ class ScriptedServer:
         return [each.model_copy(update={"token_logprobs": [SURE] * each.usage.completion_tokens}) for each in completions]
 
     async def stream(
-        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext
+        self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext, adapter: str | None = None
     ) -> AsyncIterator[Piece]:
         """The scripted answer, word by word."""
         self._running += 1

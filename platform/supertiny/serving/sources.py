@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from supertiny.artifacts import alias_path, open_artifact, read_alias
+from supertiny.llm.folders import lora_rank
 from supertiny.serving.config import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,12 @@ def model_paths(config: ServeConfig) -> dict[str, Path]:
     """Folder of each model to serve, every file checked against its manifest; none for a scripted engine, or a teacher behind an endpoint.
 
     Raises:
-        MissingInput: nothing was promoted under the student's alias, or a model is not there.
+        MissingInput: nothing was promoted under the student's alias, or a model or an adapter is not there.
         CorruptArtifact: a model is not what its manifest, or its promotion, says.
+        ConfigError: vLLM runs no such adapter.
     """
+    for adapter in config.student_arm.adapters.values():
+        lora_rank(Path(adapter))
     paths = {}
     if config.teacher_endpoint is None and config.teacher_arm.scripted is None:
         paths["teacher"] = open_artifact(config.teacher, config.run_root, "model").path
