@@ -40,11 +40,11 @@ class SimulatedCluster:
     def __exit__(self, *error: object) -> None:
         self._process.communicate(timeout=60)
 
-    def add_node(self, num_cpus: int, num_gpus: int = 0) -> int:
+    def add_node(self, num_cpus: int) -> int:
         """The process id of a new node's raylet; the first node is the head."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{num_cpus} {num_gpus}\n")
+        self._process.stdin.write(f"{num_cpus}\n")
         self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("node "):
@@ -64,13 +64,12 @@ def engine_on(raylet: int) -> int | None:
 
 
 def main(orders: TextIO) -> None:
-    """Add a node for each line, its CPUs and GPUs; answer `node RAYLET ADDRESS ID`; end the cluster with the input."""
+    """Add a node for each line, a number of CPUs; answer `node RAYLET ADDRESS ID`; end the cluster with the input."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     for line in orders:
-        num_cpus, num_gpus = map(int, line.split())
-        node = cluster.add_node(num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=False)
+        node = cluster.add_node(num_cpus=int(line), include_dashboard=False)
         raylet = node.all_processes["raylet"][0].process.pid
         print(f"node {raylet} {cluster.address} {node.node_id}", flush=True)
     cluster.shutdown()
