@@ -9,9 +9,9 @@ An experiment's file says what its variants are, with their sizes: `transfer-*.t
 those before it) and `compress-*.toml` (cuts along each axis before and after healing, and formats), which takes its student from the
 transfer's runs of the same seed. The stages are those of `jobs/`, on a Ray of their own; a seed changes what `Experiment.seeds` says.
 
-Runs are made one after the other, some one to three minutes each on two cores, seed by seed. Each leaves a file in `<folder>/<name>/results`,
-written when it is done; killed and started again, the script goes on with the run that was killed from its last checkpoint. A run whose
-settings have changed is made again. One that fails is named at the end, and the exit status is 1.
+Runs are made one after the other, some one to three minutes each on two cores, seed by seed. Each leaves a file in
+`<folder>/<name>/results`, written when it is done; killed and started again, the script goes on with the run that was killed from its last
+checkpoint. A run whose settings have changed is made again. One that fails is named at the end, and the exit status is 1.
 
 A difference is paired by seed and by prompt. Its first interval (Student's t, 95 %) is over seeds: what another training may give on these
 prompts. The second is over prompts, of the mean over seeds: what other prompts may give. It is called real where neither has 0. Nothing

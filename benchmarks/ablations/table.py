@@ -79,8 +79,8 @@ def render(experiment: Experiment, results: Results) -> str:
     if some is None:
         return f"{experiment.name}: no run is done"
     lines = [
-        f"{experiment.name}: exact match in %, {len(some.right)} held-out prompts, {len(experiment.seeds)} seeds; in brackets 95 % over seeds "
-        "| over prompts, * where neither has 0",
+        f"{experiment.name}: exact match in %, {len(some.right)} held-out prompts, {len(experiment.seeds)} seeds; in brackets 95 % over "
+        "seeds, then, of a difference, over prompts; * where neither has 0",
         "",
         f"| variant | exact match | minus the one above | minus {experiment.baseline} | M parameters | MB | p50, ms | s a run |",
         "|---|---|---|---|---|---|---|---|",
