@@ -87,21 +87,24 @@ def make_runs(experiment: Experiment, missing: Sequence[Run], folder: Path, stag
     started = time.monotonic()
     if missing:
         stages.inputs(experiment, folder)
-    failed = []
+    failed: dict[tuple[str, int], str] = {}
     for number, run in enumerate(missing, 1):
         if seconds is not None and time.monotonic() - started > seconds:
             log.info("%d runs are left for another time", len(missing) - number + 1)
             break
+        if (run.variant.student, run.seed) in failed:
+            failed[run.variant.name, run.seed] = f"{run.variant.student} failed"
+            continue
         try:
             result = make_run(experiment, run, folder, stages)
         except SupertinyError as error:
-            failed.append(f"{run.variant.name}, seed {run.seed}: {type(error).__name__}: {error}")
-            log.error("%s", failed[-1])
+            failed[run.variant.name, run.seed] = f"{type(error).__name__}: {error}"
+            log.error("%s, seed %d: %s", run.variant.name, run.seed, error)
             continue
         left = (time.monotonic() - started) / number * (len(missing) - number)
         log.info("run %d of %d: %s, seed %d: %.4f in %.0f s; some %.0f minutes left", number, len(missing), run.variant.name, run.seed,
                  share(result), result.seconds, left / 60)  # fmt: skip
-    return failed
+    return [f"{name}, seed {seed}: {why}" for (name, seed), why in failed.items()]
 
 
 def make_run(experiment: Experiment, run: Run, folder: Path, stages: Stages) -> Result:

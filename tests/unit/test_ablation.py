@@ -123,6 +123,13 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path):
     assert [run.variant.name for run in missing_runs(small, tmp_path)] == ["sft"]
 
 
+def test_what_is_made_from_a_failed_run_is_not_tried(tmp_path: Path):
+    small, chain = experiment(seeds=(0, 1)), Chain(RIGHT, failing="penalty")
+    failed = make_runs(small, missing_runs(small, tmp_path, ["graded"]), tmp_path, chain.stages())
+    assert failed[:2] == ["penalty, seed 0: NotFinite: the loss", "graded, seed 0: penalty failed"]
+    assert chain.made == []
+
+
 def test_no_run_is_begun_when_the_time_is_over(tmp_path: Path):
     small, chain = experiment(), Chain(RIGHT)
     make_runs(small, missing_runs(small, tmp_path), tmp_path, chain.stages(), seconds=0)
