@@ -26,12 +26,12 @@ import sys
 from pathlib import Path
 
 from ablations.experiment import Experiment
-from ablations.runs import make_runs, missing_runs, result_of, runs, stages_of_the_chain
+from ablations.runs import Result, make_runs, missing_runs, result_of, runs, stages_of_the_chain
 from ablations.table import numbers, render
 
 from supertiny.cli import configure_logging
 from supertiny.config import load, validate
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, SupertinyError
 from supertiny.pipeline.local_cluster import local_cluster
 
 log = logging.getLogger("ablation")
@@ -42,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, help="TOML file")
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"), help="of all experiments (default: %(default)s)")
-    parser.add_argument("--table", action="store_true", help="make nothing, print what there is")
+    parser.add_argument("--table", action="store_true", help="make nothing, print what these flags have made")
     parser.add_argument("--seeds", type=int, nargs="+", help="others than those of the file")
     parser.add_argument("--variants", nargs="+", default=[], help="make these, and those that they are made from, alone")
     parser.add_argument("--take", action="append", default=[], metavar="NAME=PATH", help="an artifact made elsewhere; repeatable")
@@ -51,12 +51,23 @@ def main() -> int:
     flags = parser.parse_args()
     configure_logging()
     try:
-        experiment, folder = read(flags), flags.folder.expanduser().absolute()
+        return ablate(read(flags), flags)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SupertinyError as error:
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def ablate(experiment: Experiment, flags: argparse.Namespace) -> int:
+    """Make what is missing, unless only the table is wanted, and print; 1 if a run failed."""
+    folder = flags.folder.expanduser().absolute()
     failed = [] if flags.table else make(experiment, folder, flags.variants, flags.minutes)
-    results = {name: {} for name in experiment.names}
+    results: dict[str, dict[int, Result]] = {name: {} for name in experiment.names}
     for run in runs(experiment, folder):
         if result := result_of(run):
             results[run.variant.name][run.seed] = result
