@@ -130,6 +130,20 @@ def test_what_is_made_from_a_failed_run_is_not_tried(tmp_path: Path):
     assert chain.made == []
 
 
+def test_a_killed_ablation_goes_on_with_the_run_that_was_killed(tmp_path: Path):
+    small, killed, again = experiment(seeds=(0,)), Chain(RIGHT), Chain(RIGHT)
+
+    def kill(config: EvaluateConfig) -> Artifact:
+        if config.model == "penalty":
+            raise KeyboardInterrupt
+        return killed.evaluate(config)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_runs(small, missing_runs(small, tmp_path), tmp_path, killed.stages()._replace(evaluate=kill))
+    make_runs(small, missing_runs(small, tmp_path), tmp_path, again.stages())
+    assert [name for name, _ in again.made] == ["penalty", "graded"]
+
+
 def test_no_run_is_begun_when_the_time_is_over(tmp_path: Path):
     small, chain = experiment(), Chain(RIGHT)
     make_runs(small, missing_runs(small, tmp_path), tmp_path, chain.stages(), seconds=0)
