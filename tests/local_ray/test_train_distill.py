@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -102,6 +103,7 @@ def test_every_named_term_and_the_mask_are_in_the_metrics_of_every_step(inputs: 
     for step in read_metrics(artifact.path / "metrics.jsonl"):
         assert step["loss"] == pytest.approx(sum(weight * step[name] for name, weight in weights.items()))
         assert 0 < step["divergent_fraction"] <= 1
+        assert 0 < step["entropy"] < math.log(1024)  # that of the vocabulary's size
         assert 0 < step["tail_penalty"] < 1
     assert {"cross_entropy_last", "forward_kl_last", "tail_penalty_last"} <= artifact.manifest.metrics.keys()
 

@@ -105,6 +105,30 @@ def test_without_gradients_the_sums_are_the_same() -> None:
     assert sums.tolist() == chunked_losses(hidden, weight, taught, ALL, SCALES)[1].tolist()
 
 
+@pytest.mark.parametrize("positions_a_chunk", [1, 3, 100])
+def test_the_entropy_is_that_of_the_whole_distribution_at_every_position(positions_a_chunk: int) -> None:
+    hidden, weight, taught = random_case(11)
+    logprobs = torch.log_softmax(hidden @ weight.T, -1).detach()
+    expected = -(logprobs.exp() * logprobs).sum().item()
+    objective = Objective(tuple(TERMS), 1.0, entropy=True)
+    _, sums = chunked_losses(hidden, weight, taught, objective, SCALES, positions_a_chunk * VOCABULARY)
+    assert dict(zip(objective.sums, sums.tolist(), strict=True))["entropy"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_distribution_on_few_tokens_has_a_finite_entropy() -> None:
+    hidden, weight = torch.tensor([[60.0]]), torch.tensor([[1.0], [1.0], [-1.0], [-100.0]])
+    taught = Taught(torch.tensor([0]), torch.tensor([[0]]), torch.zeros(1, 1))
+    _, sums = chunked_losses(hidden, weight, taught, Objective(("cross_entropy",), entropy=True), (1.0,))
+    assert sums[1].item() == pytest.approx(0.6931472)  # two tokens of one half each
+
+
+def test_watching_the_entropy_changes_no_gradient() -> None:
+    hidden, weight, taught = random_case(11)
+    plain, watched = (chunked_losses(hidden, weight, taught, Objective(tuple(TERMS), entropy=on), SCALES)[0] for on in (False, True))
+    for ours, theirs in zip(gradients(watched, hidden, weight), gradients(plain, hidden, weight), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_masked_positions_count_for_no_term_and_those_without_teacher_always_count() -> None:
     hidden, weight, taught = random_case(11)
     student = look((hidden @ weight.T).detach(), taught)

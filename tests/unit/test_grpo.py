@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import torch
+from tiny_rollouts import assistant_tokenizer
 
 from supertiny.config import validate
+from supertiny.tasks.assistant.task import AssistantTask
 from supertiny.train.config import RlConfig
-from supertiny.train.grpo import trainer_settings, unequal_groups
+from supertiny.train.grpo import rewarder, trainer_settings, unequal_groups
 
 
 def test_a_group_counts_where_its_rewards_differ() -> None:
@@ -30,3 +32,10 @@ def test_the_trainer_gets_our_settings_in_its_words(tmp_path: Path) -> None:
 def test_fewer_workers_take_more_micro_batches_a_step(tmp_path: Path) -> None:
     config = validate(RlConfig, {"num_workers": 2, "min_workers": 1, "batch": 64, "micro_batch": 16}, "test")
     assert trainer_settings(config, 1, tmp_path).gradient_accumulation_steps == 4
+
+
+def test_every_reward_is_named_as_in_the_config_a_judges_too() -> None:
+    values = {"rewards": {"verifier": 3, "judge": 1}, "judge": {"endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "large"}}}
+    config = validate(RlConfig, values, "test")
+    given = [rewarder(name, config, AssistantTask(), [], assistant_tokenizer()).__name__ for name in config.rewards.weights()]
+    assert given == ["verifier", "judge"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard_events import events_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import open_artifact
@@ -51,6 +52,18 @@ def test_pretraining_lowers_the_loss_and_publishes_a_model_that_loads(tmp_path: 
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     other = pretrain(_config(tmp_path, name="other", tokenizer="tiny", steps=1))
     assert (other.path / "tokenizer.json").read_bytes() == (opened.path / "tokenizer.json").read_bytes()
+
+
+def test_pretraining_shows_its_loss_in_tensorboard_too(tmp_path: Path) -> None:
+    artifact = pretrain(_config(tmp_path, steps=4, log_every_steps=2))
+    lines = [json.loads(line) for line in (artifact.path / "metrics.jsonl").read_text().splitlines()]
+    (events,) = (artifact.path / "tensorboard").iterdir()
+    written = [(event.step, value.simple_value) for event in events_of(events) for value in event.summary.value if value.tag == "loss"]
+    assert written == [(line["step"], pytest.approx(line["loss"], rel=1e-5)) for line in lines]
+
+
+def test_trackers_are_no_setting_of_the_result(tmp_path: Path) -> None:
+    assert pretrain(_config(tmp_path, steps=2)).manifest == pretrain(_config(tmp_path, steps=2, trackers=())).manifest
 
 
 def test_pretraining_again_repeats_nothing(tmp_path: Path) -> None:

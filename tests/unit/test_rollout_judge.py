@@ -11,11 +11,12 @@ import pytest
 
 from supertiny.config import TaskConfig, validate
 from supertiny.errors import NoProgress, PromptRefused
+from supertiny.llm.judge import judge, judge_messages, read_score
 from supertiny.llm.scripted import ScriptedLlm
 from supertiny.records import Message, Prompt, Rollout, Usage, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
 from supertiny.rollout.filters import filter_groups
-from supertiny.rollout.judge import judge, judge_messages, read_score, with_judgement
+from supertiny.rollout.judge import with_judgement
 from supertiny.rollout.ledger import write_tables
 from supertiny.rollout.teacher import TeacherActor
 from supertiny.rollout_table import from_table, read_rejected, read_rollouts

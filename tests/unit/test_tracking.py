@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboard_events import events_of
 
 from supertiny.errors import ConfigError
 from supertiny.tracking import JsonlTracker, MemoryTracker, Tracker, check_trackers, open_trackers, run_name
@@ -62,13 +61,3 @@ def test_a_tracker_that_is_not_installed_is_refused_with_what_to_install() -> No
     check_trackers(["tensorboard"])
     with pytest.raises(ConfigError, match=r"trackers: wandb is not installed; pip install 'supertiny\[wandb\]'"):
         check_trackers(["tensorboard", "wandb"])
-
-
-def events_of(path: Path) -> list[Event]:
-    """The events of one of TensorBoard's files: each has a length (8 bytes) and its checksum (4) before, a checksum (4) behind."""
-    events, data = [], path.read_bytes()
-    while data:
-        (length,) = struct.unpack("<Q", data[:8])
-        events.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return events

@@ -4,8 +4,10 @@ import pytest
 
 from supertiny.config import validate
 from supertiny.errors import ConfigError
-from supertiny.train.config import WHOLE_TEACHER, DistillConfig, LossWeights, RewardWeights, RlConfig
+from supertiny.train.config import WHOLE_TEACHER, DistillConfig, LossWeights, RlConfig
+from supertiny.train.judge_reward import JudgeReward
 from supertiny.train.losses import TERMS
+from supertiny.train.reward_config import RewardWeights
 from supertiny.train.rewards import REWARDS
 from supertiny.train.schedule import learning_rate
 
@@ -152,7 +154,18 @@ def test_the_rewards_are_exactly_those_named_and_their_weights_add_up_to_one() -
 
 
 def test_every_reward_of_the_config_has_its_function() -> None:
-    assert list(REWARDS) == list(RewardWeights.model_fields)
+    assert [*REWARDS, JudgeReward.NAME] == list(RewardWeights.model_fields)
+
+
+def test_a_judge_comes_with_its_weight_and_its_price_changes_no_result() -> None:
+    endpoint = {"base_url": "http://127.0.0.1:1/v1", "model": "large"}
+    priced = {**endpoint, "price": {"prompt_usd": 1, "completion_usd": 2}}
+    both = [{"rewards": {"judge": 1}, "judge": {"endpoint": each}} for each in (endpoint, priced)]
+    plain, costly = (validate(RlConfig, values, "test") for values in both)
+    assert plain.settings() == costly.settings()
+    for half in ({"rewards": {"judge": 1}}, {"judge": {"endpoint": endpoint}}):
+        with pytest.raises(ConfigError, match="belong together"):
+            validate(RlConfig, half, "test")
 
 
 def test_trackers_change_no_result_and_so_no_key() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from supertiny.config import Config
 from supertiny.records import Usage
@@ -98,3 +98,28 @@ class EndpointConfig(Config):
     """Requests under way at once, of each of a rollout's engines; its judge counts for itself."""
     price: TokenPriceConfig | None = None
     """What it takes for tokens; None where nobody knows, and then a ledger has no dollars for it. It decides nothing of what comes out."""
+
+
+class RubricConfig(Config):
+    """How a model grades a completion."""
+
+    rubric: str = Field(
+        "The calls do all that the user asked for, and nothing else. Every argument is what the user said, or follows from it. "
+        "Where no tool can do it, the answer says so and calls none.",
+        min_length=1,
+    )
+    """What a perfect answer is like, for the judge to read."""
+    max_score: int = Field(5, gt=1)
+    """Best score of the scale, which begins at 1."""
+    votes: int = Field(1, ge=1, le=16)
+    """Answers drawn a completion. Where not more than half of them have a score of the scale, there is none."""
+    temperature: float = Field(0.0, ge=0)
+    """At which they are drawn; several votes at 0 would all be the same."""
+    max_tokens: int = Field(256, gt=0)
+    """Longest answer."""
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> Self:
+        if self.votes > 1 and self.temperature == 0:
+            raise ValueError(f"{self.votes} votes at temperature 0 would all be the same; raise the temperature, or ask for one")
+        return self

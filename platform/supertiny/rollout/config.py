@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from supertiny.config import Config, StageConfig
-from supertiny.llm.config import EndpointConfig, EngineConfig, ScriptedConfig
+from supertiny.llm.config import EndpointConfig, EngineConfig, RubricConfig, ScriptedConfig
 
 
 class LayoutConfig(Config):
@@ -52,25 +52,11 @@ class LayoutConfig(Config):
         return self
 
 
-class JudgeConfig(Config):
-    """A model that grades, by a rubric, what the verifier accepted."""
+class JudgeConfig(RubricConfig):
+    """A model that grades, by a rubric, what the verifier accepted; without a score a row is rejected as `no_score`."""
 
-    rubric: str = Field(
-        "The calls do all that the user asked for, and nothing else. Every argument is what the user said, or follows from it. "
-        "Where no tool can do it, the answer says so and calls none.",
-        min_length=1,
-    )
-    """What a perfect answer is like, for the judge to read."""
-    max_score: int = Field(5, gt=1)
-    """Best score of the scale, which begins at 1."""
     min_score: float = Field(4.0, ge=1)
     """Smallest mean score that is accepted; below, the row is rejected as `low_score`."""
-    votes: int = Field(1, ge=1, le=16)
-    """Answers drawn a row. Where not more than half of them have a score of the scale, the row is rejected as `no_score`."""
-    temperature: float = Field(0.0, ge=0)
-    """At which they are drawn; several votes at 0 would all be the same."""
-    max_tokens: int = Field(256, gt=0)
-    """Longest answer."""
     endpoint: EndpointConfig | None = None
     """An endpoint that judges; None asks the model that the teacher pipeline calls."""
 
@@ -78,8 +64,6 @@ class JudgeConfig(Config):
     def _can_tell(self) -> JudgeConfig:
         if self.min_score > self.max_score:
             raise ValueError(f"min_score {self.min_score:g} is over max_score {self.max_score}: nothing would be accepted")
-        if self.votes > 1 and self.temperature == 0:
-            raise ValueError(f"{self.votes} votes at temperature 0 would all be the same; raise the temperature, or ask for one")
         return self
 
 

@@ -18,9 +18,10 @@ from supertiny.cli import configure_logging
 from supertiny.errors import SupertinyError
 from supertiny.llm.base import Llm
 from supertiny.llm.http import HttpLlm
+from supertiny.llm.judge import judge, judge_messages
 from supertiny.records import Completion, Judgement, Message, Prompt, Rollout, Verdict
 from supertiny.rollout.config import JudgeConfig, RolloutConfig
-from supertiny.rollout.judge import judge, judge_messages, with_judgement
+from supertiny.rollout.judge import with_judgement
 from supertiny.rollout.meter import Clock, Meter
 from supertiny.rollout.sandbox import Sandbox
 from supertiny.rollout.wire import Start

@@ -26,6 +26,10 @@ from supertiny.train.objective import Objective
 
 CHUNK_LOGITS = 2**25
 """Logits that one chunk may hold: 134 MB in float32."""
+ENTROPY_POSITIONS = 8
+"""Positions whose logits are copied at once, for the entropy."""
+_NEVER = -1e4
+"""A logit so far below the largest that its probability is 0 in any type."""
 WEIGHT_ROWS = 4096
 """Rows of the output embedding whose gradient is added up at once, so that their product stays in the cache."""
 
@@ -151,6 +155,8 @@ class _Reduced:
     total_C1: Tensor
     """Their sum."""
     top_ids_CK: Tensor
+    weighted_C1: Tensor | None
+    """Sum of the others' exp(x) x with x = logit - the largest of them; None where no one asks for the entropy."""
 
 
 def _reduce(logits_CV: Tensor, taught: Taught, objective: Objective) -> _Reduced:
@@ -161,9 +167,20 @@ def _reduce(logits_CV: Tensor, taught: Taught, objective: Objective) -> _Reduced
     logits_CV[rows, taught.teacher_ids_NK[rows, places]] = float("-inf")
     top_CK, top_ids_CK = logits_CV.topk(kept_CK.shape[-1] if "tail_penalty" in objective.terms else 0)
     most_C1 = logits_CV.amax(-1, keepdim=True)
-    others_CV = logits_CV.sub_(most_C1).exp_()
+    weighted_C1 = _exponentiate(logits_CV, most_C1) if objective.entropy else None
+    others_CV = logits_CV if objective.entropy else logits_CV.sub_(most_C1).exp_()
     total_C1 = others_CV.sum(-1, keepdim=True)
-    return _Reduced(_Seen(target_C1, kept_CK, most_C1 + total_C1.log(), top_CK), others_CV, total_C1, top_ids_CK)
+    return _Reduced(_Seen(target_C1, kept_CK, most_C1 + total_C1.log(), top_CK), others_CV, total_C1, top_ids_CK, weighted_C1)
+
+
+def _exponentiate(logits_CV: Tensor, most_C1: Tensor) -> Tensor:
+    """Overwrite the logits by exp(x) with x = logit - the largest, some positions at a time; returns the sum of exp(x) x, (C, 1)."""
+    weighted_C1 = torch.empty_like(most_C1)
+    for start in range(0, len(logits_CV), ENTROPY_POSITIONS):
+        rows = slice(start, start + ENTROPY_POSITIONS)
+        shifted = (logits_CV[rows] - most_C1[rows]).clamp_(min=_NEVER)  # where exp is 0, so that 0 times -inf is
+        weighted_C1[rows, 0] = torch.linalg.vecdot(torch.exp(shifted, out=logits_CV[rows]), shifted)
+    return weighted_C1
 
 
 def _evaluate(reduced: _Reduced, taught: Taught, objective: Objective, factors_T: Tensor) -> tuple[Tensor, _Seen]:
@@ -173,15 +190,31 @@ def _evaluate(reduced: _Reduced, taught: Taught, objective: Objective, factors_T
     with torch.enable_grad():
         student = _student(seen, teacher_logprobs_CK)
         values_TC = torch.stack([TERMS[name](student, teacher_logprobs_CK) for name in objective.terms])
-        passed = []
+        watched = []
         if objective.min_divergence is not None:
             taught_C = has_teacher(teacher_logprobs_CK)
             divergent_C = divergent(student, teacher_logprobs_CK, objective.min_divergence)
             values_TC = values_TC * (divergent_C | ~taught_C)
-            passed.append((divergent_C & taught_C).sum(0, keepdim=True))
+            watched.append((divergent_C & taught_C).sum(0, keepdim=True))
+        if reduced.weighted_C1 is not None:
+            watched.append(_entropy(reduced, student, teacher_logprobs_CK).sum(0, keepdim=True))
         sums_T = values_TC.sum(-1)
         gradients = torch.autograd.grad(factors_T @ sums_T, seen, materialize_grads=True)
-    return torch.cat([sums_T.detach(), *passed]), _Seen(*gradients)
+    return torch.cat([sums_T.detach(), *watched]), _Seen(*gradients)
+
+
+@torch.no_grad()
+def _entropy(reduced: _Reduced, student: Student, teacher_logprobs_CK: Tensor) -> Tensor:
+    """-sum q log q over the whole vocabulary, (C,): over the kept tokens, and over the others by their sums.
+
+    Of the others, log q = x + log(q_tail / total) with x = logit - the largest of them and total = sum exp(x).
+    """
+    assert reduced.weighted_C1 is not None
+    kept_CK = student.kept_NK.masked_fill(teacher_logprobs_CK == float("-inf"), 0)
+    of_kept_C = (kept_CK.exp() * kept_CK).sum(-1)
+    weighted_C, total_C = reduced.weighted_C1[:, 0], reduced.total_C1[:, 0]
+    of_others_C = student.tail_N.exp() * (weighted_C / total_C + student.tail_N - total_C.log())
+    return -of_kept_C - of_others_C
 
 
 def _student(seen: _Seen, teacher_logprobs_CK: Tensor) -> Student:

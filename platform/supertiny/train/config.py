@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
 from supertiny.tracking import TrackerName
+from supertiny.train.reward_config import RewardJudgeConfig, RewardWeights
 
 WHOLE_TEACHER = ("reverse_kl", "jsd")
 """Loss terms that need the teacher's distribution over the whole vocabulary."""
@@ -290,34 +291,6 @@ class DistillConfig(TrainConfig):
         check_elastic(self)
 
 
-class RewardWeights(Config):
-    """The rewards of a completion, each in [-1, 1], and their weights; the reward is their weighted mean."""
-
-    verifier: float | None = Field(None, gt=0)
-    """The verifier's graded score: for the shipped tasks, format, overlap of calls and similarity of arguments in one."""
-    accepted: float | None = Field(None, gt=0)
-    """1 where the verifier accepts, else -1."""
-    format: float | None = Field(None, gt=0)
-    """Whether the calls can be parsed, and the tools take them."""
-    calls: float | None = Field(None, gt=0)
-    """Overlap of the called names with the reference's."""
-    arguments: float | None = Field(None, gt=0)
-    """Similarity of the arguments of same-named calls."""
-    length: float | None = Field(None, gt=0)
-    """Falls with the tokens beyond those of the reference; not alone."""
-
-    def weights(self) -> dict[str, float]:
-        """The rewards that are used; the weights add up to 1."""
-        given = {name: weight for name, weight in self if weight is not None}
-        return {name: weight / sum(given.values()) for name, weight in given.items()}
-
-    @model_validator(mode="after")
-    def _some_reward(self) -> RewardWeights:
-        if not set(self.weights()) - {"length"}:
-            raise ValueError("no reward says what is right; give verifier, accepted, calls or arguments a weight")
-        return self
-
-
 class RlConfig(DrawConfig, TrainConfig):
     """Raise the reward of the student's own completions (GRPO)."""
 
@@ -331,16 +304,27 @@ class RlConfig(DrawConfig, TrainConfig):
     """Completions drawn for each prompt (TRL's `num_generations`)."""
     rewards: RewardWeights = RewardWeights(verifier=1.0)
     """Rewards by name and weight; given at all, exactly those given."""
+    judge: RewardJudgeConfig | None = None
+    """Who gives the reward `judge`."""
     drop_equal_groups: bool = True
     """Leave groups whose completions all have one reward out of the loss and of its means, where they would only dilute the others; KL
     and entropy in the metrics are then of what is left, 0 where nothing is."""
     kl_coef: float = Field(1e-3, ge=0)
     """Weight of the reverse KL to the reference (TRL's `beta`); 0 keeps no reference in memory."""
 
+    def settings(self) -> dict[str, Any]:
+        """As of every training, without what the judge's endpoint takes for tokens."""
+        values = super().settings()
+        if values["judge"] is not None:
+            del values["judge"]["endpoint"]["price"]
+        return values
+
     @model_validator(mode="after")
     def _whole_groups(self) -> RlConfig:
         if self.batch % self.group_size:
             raise ValueError(f"batch {self.batch} is not a multiple of group_size {self.group_size}")
+        if (self.judge is None) == ("judge" in self.rewards.weights()):
+            raise ValueError("judge and rewards.judge belong together: give both or neither")
         check_generation(self.generation, self.device)
         check_elastic(self)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined] # they are loaded lazily
 
-from supertiny.tasks.base import load_task
+from supertiny.records import Prompt
+from supertiny.tasks.base import Task, load_task
 from supertiny.train.config import RlConfig
+from supertiny.train.judge_reward import JudgeReward
 from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
@@ -33,10 +36,10 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
     rows, task = read_prompts(plan.prompts), load_task(config.task)
 
     def build(model: Any, tokenizer: Any, callbacks: list[Any]) -> Grpo:
-        prompts, cut = [row.prompt for row in rows], config.max_completion_tokens
+        prompts = [row.prompt for row in rows]
         return Grpo(
             model=model,
-            reward_funcs=[TrlReward(name, task, prompts, tokenizer, cut) for name in config.rewards.weights()],
+            reward_funcs=[rewarder(name, config, task, prompts, tokenizer) for name in config.rewards.weights()],
             args=trainer_settings(config, dist.get_world_size(), plan.checkpoints),
             train_dataset=Dataset.from_list([{"prompt": row.text, "prompt_id": row.prompt.id} for row in rows]),
             processing_class=tokenizer,
@@ -47,6 +50,14 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
         )
 
     return run_trainer(plan, {**METRICS, **names}, build)
+
+
+def rewarder(name: str, config: RlConfig, task: Task, prompts: Sequence[Prompt], tokenizer: Any) -> TrlReward | JudgeReward:
+    """One of the rewards, by its name in the config."""
+    if name == JudgeReward.NAME:
+        assert config.judge is not None
+        return JudgeReward(prompts, task.tools, tokenizer, config.judge)
+    return TrlReward(name, task, prompts, tokenizer, config.max_completion_tokens)
 
 
 def trainer_settings(config: RlConfig, num_workers: int, output: Path) -> GRPOConfig:

@@ -23,7 +23,7 @@ from supertiny.train.config import DistillConfig
 from supertiny.train.lora import add_lora
 from supertiny.train.metrics import check_finite, keep_until
 from supertiny.train.notice import Notice
-from supertiny.train.objective import objective_of
+from supertiny.train.objective import ENTROPY, objective_of
 from supertiny.train.ops import make_universal, prepare_deepspeed, zero_settings
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
@@ -95,7 +95,7 @@ class Progress:
         self._tracker.log(metrics, step)
         if step % self._every == 0 or step == self._num_steps:
             left = (now - self._started) / (step - self._first_step) * (self._num_steps - step)
-            terms = ", ".join(f"{name} {metrics[name]:.4f}" for name in self._terms)
+            terms = ", ".join(f"{name} {metrics[name]:.4f}" for name in (*self._terms, ENTROPY))
             line = "step %d/%d: loss %.4f (%s), %.0f tokens/s, %.0f s left"
             log.info(line, step, self._num_steps, metrics["loss"], terms, metrics["tokens_per_second"], left)
 
@@ -141,7 +141,8 @@ def _engine(config: DistillConfig, student: Path, universal: bool) -> Any:
 def _step(engine: Any, rows: PackedRows, batch: Rows, micro_batches: list[Rows], config: DistillConfig) -> dict[str, float]:
     """One optimizer update. Each loss term is the mean over its tokens in the whole batch, on all workers."""
     weights, names = config.losses.weights(), objective_of(config).sums
-    counts = {name: rows.completion_tokens(batch) if name == "cross_entropy" else max(1, rows.teacher_tokens(batch)) for name in names}
+    everywhere, taught = rows.completion_tokens(batch), max(1, rows.teacher_tokens(batch))
+    counts = {name: everywhere if name in ("cross_entropy", ENTROPY) else taught for name in names}
     # DeepSpeed divides by the number of workers and of micro batches; our sums are over tokens, so that is taken back
     scale = dist.get_world_size() * len(micro_batches)
     sums = torch.zeros(len(names), device=engine.device)

@@ -12,6 +12,8 @@ from supertiny.train.packing import PackedRows
 
 DIVERGENT_FRACTION = "divergent_fraction"
 """Share of the teacher's tokens that the divergence mask lets through."""
+ENTROPY = "entropy"
+"""Of the student's distribution over the whole vocabulary, nats a completion token."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,19 @@ class Objective:
     """Keys of `losses.TERMS`."""
     min_divergence: float | None = None
     """Tokens whose forward KL is below this, in nats, count for no term; those without a teacher always count."""
+    entropy: bool = False
+    """Whether the student's entropy is summed up too, at every token; it takes a further pass over the logits."""
 
     @property
     def sums(self) -> tuple[str, ...]:
-        """What is summed up over tokens, each by the name of its mean: the terms and, with a mask, the tokens that pass it."""
-        return self.terms if self.min_divergence is None else (*self.terms, DIVERGENT_FRACTION)
+        """What is summed up over tokens, each by the name of its mean: the terms, the tokens that pass a mask, the entropy."""
+        masked = () if self.min_divergence is None else (DIVERGENT_FRACTION,)
+        return (*self.terms, *masked, *((ENTROPY,) if self.entropy else ()))
 
 
 def objective_of(config: DistillConfig) -> Objective:
-    """What a config asks for."""
-    return Objective(tuple(config.losses.weights()), config.min_divergence)
+    """What a config asks for, and the entropy to watch."""
+    return Objective(tuple(config.losses.weights()), config.min_divergence, entropy=True)
 
 
 def check_teacher(config: DistillConfig, rows: PackedRows, rollouts: Path) -> None:

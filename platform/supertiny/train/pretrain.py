@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError, NotFinite
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.tasks.base import Pretrainable, load_task
-from supertiny.tracking import JsonlTracker, Tracker
+from supertiny.tracking import Tracker, check_trackers, open_trackers
 from supertiny.train.induction import start_copying
 from supertiny.train.pretrain_config import ModelSize, PretrainConfig
 from supertiny.train.students import model_size
@@ -35,9 +36,10 @@ def pretrain(config: PretrainConfig) -> Artifact:
     """The model artifact of a config: a Hugging Face folder in bfloat16, with its tokenizer.
 
     Raises:
-        ConfigError: the task makes no examples.
+        ConfigError: the task makes no examples, or a tracker is not installed.
         NotFinite: the loss is NaN or infinite.
     """
+    check_trackers(config.trackers)
     task = load_task(config.task)
     if not isinstance(task, Pretrainable):
         raise ConfigError(f"task.path {config.task.path} has no pretraining_examples; start from a pre-trained model instead")
@@ -50,9 +52,11 @@ def _build(config: PretrainConfig, task: Pretrainable, parents: Mapping[str, Art
     tokenizer = AutoTokenizer.from_pretrained(parents["tokenizer"].path) if parents else _new_tokenizer(config, task)
     torch.manual_seed(config.seed)
     model = new_model(config.model, tokenizer)
-    metrics_path = folder / "metrics.jsonl"
-    metrics_path.unlink(missing_ok=True)
-    metrics = _train(model, _token_ids(config, task, tokenizer), config, JsonlTracker(metrics_path))
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # a killed run begins anew
+    tracker = open_trackers(config.trackers, folder)
+    metrics = _train(model, _token_ids(config, task, tokenizer), config, tracker)
+    tracker.close()
     torch.nn.Module.to(model, torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {**model_size(folder), **metrics}

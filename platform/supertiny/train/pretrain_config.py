@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
+from supertiny.tracking import TrackerName
 
 
 class ModelSize(Config):
@@ -57,6 +58,12 @@ class PretrainConfig(StageConfig):
     tokenizer_examples: int = Field(20_000, ge=1)
     """Examples that a new tokenizer is trained on."""
     log_every_steps: int = Field(50, ge=1)
-    """Steps between progress lines; each gives the mean loss since the last."""
+    """Steps between progress lines and between lines of the metrics; each gives the mean loss since the last."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """What they go to beside `metrics.jsonl`; `mlflow` and `wandb` need their extra installed."""
     seed: int = Field(0, ge=0)
     """Of the examples and of the first weights."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, without the trackers, which change no result."""
+        return {key: value for key, value in super().settings().items() if key != "trackers"}
