@@ -10,16 +10,16 @@ from pathlib import Path
 from supertiny.serving.config import ServeConfig
 
 
-def deploy(address: str, config: ServeConfig, port: int, path: str, log: Path) -> None:
-    """Deploy or change the application, with an HTTP proxy on every node; returns when every replica runs."""
+def deploy(address: str, config: ServeConfig, port: int, path: str, log: Path, proxies: str = "EveryNode") -> None:
+    """Deploy or change the application, with HTTP proxies where Serve's `proxy_location` says; returns when every replica runs."""
     environment = {**os.environ, "PYTHONPATH": path}
     with log.open("ab") as output:
-        command = [sys.executable, __file__, address, str(port), config.model_dump_json()]
+        command = [sys.executable, __file__, address, str(port), proxies, config.model_dump_json()]
         ended = subprocess.run(command, env=environment, stdout=output, stderr=output, check=False, timeout=180)
     assert ended.returncode == 0, log.read_text()[-3000:]
 
 
-def main(address: str, port: str, config: str) -> None:
+def main(address: str, port: str, proxies: str, config: str) -> None:
     """What the process does."""
     import ray
     from ray import serve
@@ -28,7 +28,7 @@ def main(address: str, port: str, config: str) -> None:
     from supertiny.serving.run import APPLICATION
 
     ray.init(address, log_to_driver=False, logging_level="error")
-    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": int(port)})
+    serve.start(proxy_location=proxies, http_options={"host": "127.0.0.1", "port": int(port)})
     app = build_app(ServeConfig.model_validate_json(config))
     serve.run_many([serve.RunTarget(app, name=APPLICATION, logging_config={"enable_access_log": False})])
 
