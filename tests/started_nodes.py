@@ -20,8 +20,10 @@ import pytest
 
 from supertiny.pipeline.local_cluster import _free_ports
 
-PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
-"""How long a node goes on without a head, seconds: what KubeRay gives workers whose head keeps its memory in Redis."""
+AS_IN_CLUSTER = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",  # how long a node goes on without a head: KubeRay's, where there is a Redis
+    "RAY_health_check_period_ms": "1000",  # cluster/'s own: five in vain, and a node is lost
+}
 
 
 @dataclass
@@ -29,7 +31,8 @@ class Node:
     """One `ray start --block` and what it started."""
 
     process: subprocess.Popen[bytes]
-    ip: str
+    ip: str | None
+    """Its address of 127/8; None for the head, which Ray gives this machine's."""
     log: Path
 
     def family(self) -> list[psutil.Process]:
@@ -51,7 +54,7 @@ class StartedNodes:
         if redis and shutil.which("redis-server") is None:
             pytest.skip("NOT TESTED: the head's loss needs redis-server, which is not installed (Debian: apt-get install redis-server)")
         self._folder, self._gcs, self._redis_port = Path(folder), *_free_ports(2)
-        self._environment = {**os.environ, **PATIENCE, "RAY_TMPDIR": folder, "PYTHONPATH": path, **(environment or {})}
+        self._environment = {**os.environ, **AS_IN_CLUSTER, "RAY_TMPDIR": folder, "PYTHONPATH": path, **(environment or {})}
         if redis:
             self._environment |= {"RAY_REDIS_ADDRESS": f"127.0.0.1:{self._redis_port}", "RAY_external_storage_namespace": "supertiny"}
         self._redis: subprocess.Popen[bytes] | None = None
@@ -75,14 +78,21 @@ class StartedNodes:
 
     def start_head(self) -> Node:
         """The head, for the first time or again at the same address."""
+        (self._folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)  # a new machine has none
         ports = [f"--port={self._gcs}", f"--ray-client-server-port={_free_ports(1)[0]}", "--include-dashboard=false"]
-        self.head = self._start("127.0.0.1", ["--head", "--num-cpus=0", *ports])
+        self.head = self._start(None, ["--head", "--num-cpus=0", f"--temp-dir={self._folder / 'ray'}", *ports])
+        _wait(self.head)
         return self.head
 
-    def add_worker(self, num_cpus: int, num_gpus: int = 0) -> Node:
-        """A node that has registered."""
-        self._count += 1
-        return self._start(f"127.0.0.{1 + self._count}", [f"--address={self.address}", f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"])
+    def add_workers(self, count: int, num_cpus: int, num_gpus: int = 0) -> list[Node]:
+        """Nodes that have registered."""
+        resources = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
+        ips = [f"127.0.0.{2 + self._count + at}" for at in range(count)]
+        self._count += count
+        nodes = [self._start(ip, [f"--address={self.address}", f"--node-ip-address={ip}", *resources]) for ip in ips]
+        for node in nodes:
+            _wait(node)
+        return nodes
 
     def lose(self, node: Node) -> None:
         """SIGKILL to every process of a node at once, as when a machine loses its power."""
@@ -93,19 +103,20 @@ class StartedNodes:
                     each.send_signal(signal.SIGKILL)
         node.process.wait()
 
-    def _start(self, ip: str, arguments: list[str], limit_seconds: float = 90) -> Node:
-        common = ["--block", f"--node-ip-address={ip}", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+    def _start(self, ip: str | None, arguments: list[str]) -> Node:
+        common = ["--block", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
         common += [f"--dashboard-agent-listen-port={_free_ports(1)[0]}", f"--object-store-memory={100 * 2**20}"]
-        common += [f"--temp-dir={self._folder / 'ray'}"] if "--head" in arguments else []
         command = [str(Path(sys.executable).with_name("ray")), "start", *arguments, *common]
         log = self._folder / f"node-{len(list(self._folder.glob('node-*')))}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=self._environment, stdout=output, stderr=output, start_new_session=True)
-        node = Node(process, ip, log)
-        self._living.append(node)
-        deadline = time.monotonic() + limit_seconds
-        while "Ray runtime started" not in log.read_text():
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.1)
-        return node
+        self._living.append(Node(process, ip, log))
+        return self._living[-1]
+
+
+def _wait(node: Node, limit_seconds: float = 90) -> None:
+    deadline = time.monotonic() + limit_seconds
+    while "Ray runtime started" not in node.log.read_text():
+        assert node.process.poll() is None, node.log.read_text()[-3000:]
+        assert time.monotonic() < deadline, node.log.read_text()[-3000:]
+        time.sleep(0.1)

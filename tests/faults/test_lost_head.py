@@ -39,10 +39,10 @@ no_progress_seconds = 120
 DRIVER = """
 import runpy, sys, ray
 _, address, ip, *sys.argv = sys.argv
-ray.init(address, _node_ip_address=ip, logging_level="warning")
+ray.init(address, _node_ip_address=ip or None, logging_level="warning")
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-"""A job's driver on a node of choice: without, Ray takes the head's where all are of one machine."""
+"""A job's driver on a node of choice; without one Ray takes the head, where all nodes are of one machine."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def nodes(checkout: Path) -> Iterator[StartedNodes]:
 @pytest.fixture(scope="module")
 def workers(nodes: StartedNodes) -> list[Node]:
     """Room for an engine, a GPU that is none, and a CPU for Ray Data's tasks each."""
-    return [nodes.add_worker(3, 1) for _ in range(2)]
+    return nodes.add_workers(2, 3, 1)
 
 
 def start(checkout: Path, root: Path, nodes: StartedNodes, where: Node) -> subprocess.Popen[bytes]:
@@ -65,7 +65,7 @@ def start(checkout: Path, root: Path, nodes: StartedNodes, where: Node) -> subpr
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     job = [str(checkout / "jobs" / "rollout.py"), "--config", str(config)]
     with (root / "log").open("ab") as log:
-        command = [sys.executable, "-c", DRIVER, nodes.address, where.ip, *job]
+        command = [sys.executable, "-c", DRIVER, nodes.address, where.ip or "", *job]
         return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log, start_new_session=True)
 
 

@@ -19,7 +19,8 @@ from supertiny.pipeline.local_cluster import _free_ports
 from supertiny.serving.config import ArmConfig, ServeConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
-CLIENTS, REPLICAS, CPUS_OF_A_NODE = 8, 3, 3
+CLIENTS, REPLICAS = 8, 3
+CPUS_OF_A_NODE = REPLICAS + 1
 HEAD_AWAY_SECONDS = 10
 STUDENT = ArmConfig(min_replicas=REPLICAS, max_replicas=REPLICAS, scripted=ScriptedConfig(answer="one two three", delay_seconds=0.2))
 SETTINGS = ServeConfig(student_arm=STUDENT, teacher_arm=ArmConfig(scripted=ScriptedConfig(answer="teacher")), router_replicas=3)
@@ -39,7 +40,7 @@ def app(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     (port,) = _free_ports(1)
     with tempfile.TemporaryDirectory(prefix="st-") as folder, StartedNodes(folder, path, redis=True) as nodes:
-        workers = [nodes.add_worker(CPUS_OF_A_NODE + 1) for _ in range(2)]
+        workers = nodes.add_workers(2, CPUS_OF_A_NODE)
         deploy(nodes.address, SETTINGS, port, path, tmp_path_factory.mktemp("deployed") / "log")
         yield Served(nodes, workers, f"http://127.0.0.1:{port}")
 
@@ -65,7 +66,7 @@ def test_a_lost_worker_costs_no_request_that_was_not_yet_answering_and_its_repli
         app.nodes.lose(app.workers.pop())
         recovery = wait_for("the replicas", lambda: len(replica_pids("student-engine")) == REPLICAS, 90)
         time.sleep(3)
-        app.workers.append(app.nodes.add_worker(CPUS_OF_A_NODE + 1))
+        app.workers += app.nodes.add_workers(1, CPUS_OF_A_NODE)
     assert judged("a worker lost", sent, moment, recovery) == []
 
 
