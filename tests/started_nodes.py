@@ -85,13 +85,14 @@ class StartedNodes:
         return self.head
 
     def add_workers(self, count: int, num_cpus: int, num_gpus: int = 0) -> list[Node]:
-        """Nodes that have registered."""
-        resources = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
-        ips = [f"127.0.0.{2 + self._count + at}" for at in range(count)]
-        self._count += count
-        nodes = [self._start(ip, [f"--address={self.address}", f"--node-ip-address={ip}", *resources]) for ip in ips]
-        for node in nodes:
-            _wait(node)
+        """Nodes that have registered, one after the other: two that start together would take the same names for their sockets."""
+        nodes = []
+        for _ in range(count):
+            self._count += 1
+            ip = f"127.0.0.{1 + self._count}"
+            resources = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
+            nodes.append(self._start(ip, [f"--address={self.address}", f"--node-ip-address={ip}", *resources]))
+            _wait(nodes[-1])
         return nodes
 
     def lose(self, node: Node) -> None:
