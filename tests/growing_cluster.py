@@ -103,7 +103,8 @@ class GrowingCluster:
         found = []
         for process in psutil.Process(self._head.pid).children(recursive=True):
             with suppress(psutil.Error):
-                if process.name() == "raylet" and "--head" not in process.cmdline():
+                command = process.cmdline()  # none where it is dead and nobody has asked for its status
+                if command and command[0].endswith("/raylet") and "--head" not in command:
                     found.append(process)
         return found
 
