@@ -79,6 +79,7 @@ class GrowingCluster:
         }
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0", "--node-ip-address=127.0.0.1"),
+            "--labels=supertiny/group=head",  # as in cluster/
             *(f"--port={self._gcs}", f"--dashboard-port={self._dashboard}", f"--ray-client-server-port={self._client}"),
             *(f"--dashboard-agent-listen-port={self._agent}", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"),
             *(f"--temp-dir={self._folder / 'ray'}", f"--autoscaling-config={self._folder / 'groups.json'}"),

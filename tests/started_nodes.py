@@ -80,7 +80,9 @@ class StartedNodes:
         """The head, for the first time or again at the same address."""
         (self._folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)  # a new machine has none
         ports = [f"--port={self._gcs}", f"--ray-client-server-port={_free_ports(1)[0]}", "--include-dashboard=false"]
-        self.head = self._start(None, ["--head", "--num-cpus=0", f"--temp-dir={self._folder / 'ray'}", *ports])
+        self.head = self._start(
+            None, ["--head", "--num-cpus=0", "--labels=supertiny/group=head", f"--temp-dir={self._folder / 'ray'}", *ports]
+        )
         _wait(self.head)
         return self.head
 

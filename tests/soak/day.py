@@ -100,7 +100,7 @@ def plot(path: Path, day: Day, fleet: Fleet, sent: Sequence[Sent], midnight: flo
     below.step([at / day.hour_seconds for at, _ in fleet.nodes], [nodes for _, nodes in fleet.nodes], where="post")
     for at in fleet.losses:
         below.axvline(at / day.hour_seconds, color="red", linewidth=0.5, linestyle=":")
-    above.set(ylabel="in 15 minutes", title="24 simulated hours, a node lost every 30 minutes (dotted)")
+    above.set(ylabel="in 15 minutes", title=f"{day.hours:g} simulated hours, a node lost every 30 minutes (dotted)")
     below.set(xlabel="hour", ylabel="nodes", ylim=(0, None))
     above.legend(fontsize=7)
     figure.tight_layout()
