@@ -22,7 +22,7 @@ from supertiny.artifacts import open_artifact
 from supertiny.rollout_table import read_rejected, read_rollouts
 from supertiny.train.metrics import read_metrics
 
-PROMPTS, BLOCK, ENGINES = 100, 5, 3
+PROMPTS, BLOCK, ENGINES = 60, 5, 3
 ROLLOUT = """
 run_root = "{root}"
 group_size = 1
@@ -71,7 +71,7 @@ def test_a_chain_comes_to_its_end_though_a_node_is_lost_in_each_stage(checkout: 
     with folder, StartedNodes(folder.name, path) as nodes:
         workers = nodes.add_workers(3, 3, 1)
         job = start_job(checkout, tmp_path / "rollout.toml", tmp_path / "log", nodes.address)
-        before = wait_for_blocks(job, tmp_path, 4 * BLOCK)
+        before = wait_for_blocks(job, tmp_path, 2 * BLOCK)
         nodes.lose(workers.pop())
         workers += nodes.add_workers(1, 3, 1)  # as an autoscaler would
         ended(job, tmp_path / "log")
