@@ -41,6 +41,7 @@ no_progress_seconds = 120
 DISTILL = {
     **{"student": "base", "epochs": 20.0, "batch": 15, "micro_batch": 5, "learning_rate": 1e-3, "num_workers": 3},
     **{"checkpoint_every_steps": 10, "log_every_steps": 20, "stall_seconds": 60, "max_failures": 3, "trackers": []},
+    "losses": {"cross_entropy": 1.0},  # a scripted teacher has no log-probabilities
     "task": {"path": "tiny_task:TinyTask", "options": {"num_prompts": PROMPTS, "asked": os.devnull, "seconds": 0.0}},
 }
 
