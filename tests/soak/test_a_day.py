@@ -106,7 +106,7 @@ def test_a_day_of_losses_costs_no_more_than_the_streams_under_way(checkout: Path
         midnight, fleet = time.monotonic(), Fleet()
         losses = Losses(cluster, fleet, midnight)
         url = f"http://127.0.0.1:{port}"
-        with every(1, losses.count), every(LOSS_SECONDS, losses.lose), load(url, DAY, again=4) as sent:
+        with every(1, losses.count), load(url, DAY, again=4) as sent, every(LOSS_SECONDS, losses.lose):
             time.sleep(DAY.seconds)
     found = figures(sent, fleet, midnight)
     print("\n" + json.dumps({name: round(value, 4) for name, value in found.items()}), flush=True)
