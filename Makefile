@@ -49,7 +49,7 @@ endif
 doctor: setup  ## every node of the running Ray (RAY_ADDRESS), else this machine: versions, GPUs, storage, clock, ports, tokens, disk
 	$(BIN)/python jobs/doctor.py --set run_root="$(abspath $(RUN_ROOT))" --set git_revision=$(GIT_REVISION)
 
-soak: setup  ## a million rows through the rollout's graph: memory of the driver, cost by the number of rows; an hour
+soak: setup  ## what takes long: a million rows, a day of serving with lost nodes, a cluster that grows, a chain across nodes; over an hour
 	$(BIN)/pytest -m soak --capture=no tests/soak
 
 check: setup  ## format, lint, types, import layers, the rules of the tree

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,19 @@ class GrowingCluster:
         groups: by name, as a `ray up` file's `available_node_types`.
         folder: for Ray's files; its path has to be short, since sockets lie in it.
         path: what the nodes' workers import from.
+        environment: Ray's own settings, beyond the process's.
     """
 
-    def __init__(self, groups: dict[str, Any], folder: str, path: str, *, idle_seconds: float, max_workers: int = 8) -> None:
+    def __init__(
+        self,
+        groups: dict[str, Any],
+        folder: str,
+        path: str,
+        *,
+        idle_seconds: float,
+        max_workers: int = 8,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self._folder, self._path = Path(folder), path
         self._gcs, self._dashboard, self._client, agent = _free_ports(4)
         self.address = f"127.0.0.1:{self._gcs}"
@@ -51,12 +62,13 @@ class GrowingCluster:
             **{name: [] for name in ("worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")},
             "file_mounts_sync_continuously": False,
         }
-        self._agent = agent
+        self._agent, self._environment = agent, environment or {}
 
     def __enter__(self) -> GrowingCluster:
         (self._folder / "groups.json").write_text(json.dumps(self._config))
         environment = {
             **os.environ,
+            **self._environment,
             "RAY_TMPDIR": str(self._folder),
             "PYTHONPATH": self._path,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -67,6 +79,7 @@ class GrowingCluster:
         }
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=0", "--node-ip-address=127.0.0.1"),
+            "--labels=supertiny/group=head",  # as in cluster/
             *(f"--port={self._gcs}", f"--dashboard-port={self._dashboard}", f"--ray-client-server-port={self._client}"),
             *(f"--dashboard-agent-listen-port={self._agent}", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"),
             *(f"--temp-dir={self._folder / 'ray'}", f"--autoscaling-config={self._folder / 'groups.json'}"),
@@ -85,6 +98,16 @@ class GrowingCluster:
         _, alive = psutil.wait_procs([psutil.Process(self._head.pid), *family], timeout=20)
         for process in alive:
             process.kill()
+
+    def workers(self) -> list[psutil.Process]:
+        """The raylets of all nodes but the head."""
+        found = []
+        for process in psutil.Process(self._head.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                command = process.cmdline()  # none where it is dead and nobody has asked for its status
+                if command and command[0].endswith("/raylet") and "--head" not in command:
+                    found.append(process)
+        return found
 
     def log(self) -> str:
         """What Ray said at its start, and its autoscaler since."""

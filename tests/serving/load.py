@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import psutil
@@ -31,19 +31,22 @@ class Sent:
     whole: bool = False
     retry_after: str | None = None
     seconds: float = 0.0
+    tries: int = 1
     at: float = field(default_factory=time.monotonic)
 
 
 @contextmanager
-def clients(url: str, count: int, stream_every: int = 0) -> Iterator[list[Sent]]:
+def clients(url: str, count: int, stream_every: int = 0, again: int = 0) -> Iterator[list[Sent]]:
     """So many clients ask one request after the other until the block ends; the list is whole after it.
 
     Args:
         stream_every: how often a client streams; 0 never.
+        again: how often a request is sent once more whose connection broke, or which got a 5xx, before its answer began: what a load
+            balancer before the nodes does (HAProxy's `retry-on all-retryable-errors`).
     """
     sent: list[Sent] = []
     stop = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_all(url, count, stream_every, sent, stop)))
+    thread = threading.Thread(target=lambda: asyncio.run(_all(url, count, stream_every, again, sent, stop)))
     thread.start()
     try:
         yield sent
@@ -98,18 +101,27 @@ def wait_for(said: str, condition: object, seconds: float = 60) -> float:
     return time.monotonic() - started
 
 
-async def _all(url: str, count: int, stream_every: int, sent: list[Sent], stop: threading.Event) -> None:
+async def _all(url: str, count: int, stream_every: int, again: int, sent: list[Sent], stop: threading.Event) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=count), trust_env=False) as client:
-        await asyncio.gather(*(_one(client, stream_every, sent, stop) for _ in range(count)))
+        await asyncio.gather(*(_one(client, stream_every, again, sent, stop) for _ in range(count)))
 
 
-async def _one(client: httpx.AsyncClient, stream_every: int, sent: list[Sent], stop: threading.Event) -> None:
+async def _one(client: httpx.AsyncClient, stream_every: int, again: int, sent: list[Sent], stop: threading.Event) -> None:
     index = 0
     while not stop.is_set():
         index += 1
-        sent.append(await _ask(client, streamed=stream_every > 0 and index % stream_every == 0))
+        sent.append(await persistent(client, streamed=stream_every > 0 and index % stream_every == 0, again=again))
         if not sent[-1].whole:
             await asyncio.sleep(0.2)
+
+
+async def persistent(client: httpx.AsyncClient, *, streamed: bool, again: int) -> Sent:
+    """One request, sent up to `again` times more; its time is that of all tries."""
+    first = each = await _ask(client, streamed=streamed)
+    while not each.whole and not each.begun and each.tries <= again and (each.status is None or each.status >= 500):
+        await asyncio.sleep(0.1 * 2**each.tries)
+        each = replace(await _ask(client, streamed=streamed), tries=each.tries + 1)
+    return replace(each, at=first.at, seconds=time.monotonic() - first.at)
 
 
 async def _ask(client: httpx.AsyncClient, *, streamed: bool) -> Sent:

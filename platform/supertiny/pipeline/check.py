@@ -12,6 +12,7 @@ from supertiny.cost import machine_price
 from supertiny.doctor.examine import refuse_strangers
 from supertiny.evaluate.judge import choose
 from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.place import check_places
 from supertiny.rollout.pipeline import check_fits as check_rollout_fits
 from supertiny.tasks.base import load_task
 from supertiny.tracking import check_trackers
@@ -28,7 +29,7 @@ def check(config: PipelineConfig) -> None:
     Raises:
         MissingInput, CorruptArtifact: an artifact that a stage starts from, and that no stage before it makes.
         ConfigError: a task refuses its options, the split has too few prompts to evaluate, the price table lacks the machine, or a tracker
-            is not installed.
+            is not installed, or a stage's image cannot be had in a job with uploaded files.
         PlanTooBig: the cluster is too small for a stage.
         OpenCluster: others reach its job server, and it asks them for no token.
     """
@@ -43,6 +44,7 @@ def check(config: PipelineConfig) -> None:
         ray.init(logging_level=logging.WARNING)
     refuse_strangers()
     check_rollout_fits(config.rollout.layout)
+    check_places(config.places)
     for stage in (*config.transfers, config.heal):
         check_workers_fit(stage)
         check_trackers(stage.trackers)

@@ -40,6 +40,24 @@ Transfer = Literal["sft", "distill", "on_policy", "rl"]
 """A stage of the curriculum, by its section."""
 
 
+OneProcess = Literal["prune", "awq", "w8a8"]
+"""A stage whose work is one process, by its section."""
+
+
+class PlaceConfig(Config):
+    """Where such a stage runs, as a Ray task."""
+
+    image: str | None = Field(None, min_length=1)
+    """Image that the task's process runs in, with supertiny and this Ray in it (`image_uri` of Ray's `runtime_env`): Ray starts it with
+    podman, which has to be on that node and to mount `run_root`. None takes what the node itself runs; `labels` may choose its group."""
+    num_cpus: float = Field(1, gt=0)
+    """Logical CPUs of one node."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs of that node."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes that it may be on: those with all of these labels (Ray's `label_selector`)."""
+
+
 class TrafficConfig(Config):
     """What `make demo` sends to the served models."""
 
@@ -94,6 +112,8 @@ class PipelineConfig(JobConfig):
     and `rollouts` are set. None asks for none."""
     promote: PromoteConfig
     """The alias that a passing candidate gets."""
+    places: dict[OneProcess, PlaceConfig] = Field(default_factory=dict)
+    """Where `prune`, `awq` and `w8a8` run, `[places.awq]`; those that are not named run in the driver."""
     serve: ServeConfig
     """How `make demo` and `make serve` serve the result."""
     traffic: TrafficConfig = TrafficConfig()

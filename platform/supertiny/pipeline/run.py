@@ -19,6 +19,7 @@ from supertiny.evaluate.promote import promote
 from supertiny.evaluate.suites import evaluate
 from supertiny.pipeline.check import check
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
+from supertiny.pipeline.place import run_at
 from supertiny.pipeline.report import write_run_report
 from supertiny.rollout.pipeline import rollout
 from supertiny.train.config import RlConfig
@@ -47,12 +48,12 @@ def run(config: PipelineConfig) -> Artifact:
     for stage in config.transfers:
         rl(stage) if isinstance(stage, RlConfig) else distill(stage)
         evaluate_model(config, stage.name)
-    prune(config.prune)
+    run_at(config.places.get("prune"), prune, config.prune)
     evaluate_model(config, config.prune.name)
     distill(config.heal)
     evaluate_model(config, config.heal.name)
-    quantize(config.awq)
-    quantize(config.w8a8)
+    run_at(config.places.get("awq"), quantize, config.awq)
+    run_at(config.places.get("w8a8"), quantize, config.w8a8)
     candidate = better(evaluate_model(config, config.awq.name), evaluate_model(config, config.w8a8.name))
     gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
     write_run_report(config)

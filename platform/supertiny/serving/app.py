@@ -27,6 +27,9 @@ from supertiny.tasks.base import load_task
 
 _UNBOUNDED = 100_000
 """The router and the pipeline only wait for the engines, whose own limits refuse what is too much."""
+_NOT_ON_THE_HEAD = {"supertiny/group": "!head"}
+"""What takes no CPU would be put there, too, and what was asked of it waits for as long as the head is lost. A head without this label,
+the only node of a laptop, takes it."""
 log = logging.getLogger(__name__)
 
 
@@ -90,5 +93,5 @@ def _light(deployed: type, name: str, num_replicas: int, drain_seconds: float) -
         graceful_shutdown_wait_loop_s=0.5,
         health_check_timeout_s=30,
         max_constructor_retry_count=3,  # a wrong file of keys stays wrong
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "label_selector": _NOT_ON_THE_HEAD},
     )
