@@ -49,8 +49,8 @@ endif
 doctor: setup  ## every node of the running Ray (RAY_ADDRESS), else this machine: versions, GPUs, storage, clock, ports, tokens, disk
 	$(BIN)/python jobs/doctor.py --set run_root="$(abspath $(RUN_ROOT))" --set git_revision=$(GIT_REVISION)
 
-soak: setup  ## what takes long: a million rows, a day of serving with lost nodes, a cluster that grows, a chain across nodes; over an hour
-	$(BIN)/pytest -m soak --capture=no tests/soak
+soak: setup  ## what takes long: lost nodes and heads, growing clusters, a day of losses, a million rows; two hours
+	$(BIN)/pytest -m soak --capture=no tests
 
 check: setup  ## format, lint, types, import layers, the rules of the tree
 	$(BIN)/ruff format --check .

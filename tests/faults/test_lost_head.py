@@ -19,7 +19,7 @@ from started_nodes import Node, StartedNodes
 from supertiny.artifacts import open_artifact
 from supertiny.rollout_table import read_rejected, read_rollouts
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 PROMPTS, BLOCK, ENGINES = 120, 6, 2
 HEAD_AWAY_SECONDS = 8
 CONFIG = """

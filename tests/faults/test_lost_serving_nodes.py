@@ -18,7 +18,7 @@ from supertiny.llm.config import ScriptedConfig
 from supertiny.pipeline.local_cluster import _free_ports
 from supertiny.serving.config import ArmConfig, ServeConfig
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 CLIENTS, REPLICAS = 8, 3
 CPUS_OF_A_NODE = REPLICAS + 1
 HEAD_AWAY_SECONDS = 10

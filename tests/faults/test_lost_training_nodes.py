@@ -23,7 +23,7 @@ from supertiny.artifacts import open_artifact
 from supertiny.drain import announce
 from supertiny.train.metrics import read_metrics
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 NUM_STEPS = 160
 NOTICE_SECONDS = 30
 SETTINGS: dict[str, Any] = {

@@ -23,18 +23,11 @@ from supertiny.rollout_table import read_rejected, read_rollouts
 PROMPTS, GROUP, BLOCK = 30, 2, 6
 CONFIG = f"""
 run_root = "{{root}}"
-teacher = "tiny"
 group_size = {GROUP}
 
 [task]
 path = "tiny_task:TinyTask"
 options = {{{{ num_prompts = {PROMPTS}, asked = "{{root}}/asked", seconds = 0.5 }}}}
-
-[engine]
-max_model_len = 128
-max_num_seqs = 8
-kv_cache_gib = 0.1
-num_threads = 1
 
 [layout]
 block_rows = {BLOCK}
@@ -42,6 +35,14 @@ blocks_in_flight = 1
 no_progress_seconds = 120
 log_every_seconds = 1
 """
+TINY = """
+[engine]
+max_model_len = 128
+max_num_seqs = 8
+kv_cache_gib = 0.1
+num_threads = 1
+"""
+SCRIPTED = "\n[scripted]\n"
 
 
 @pytest.mark.ray
@@ -49,7 +50,7 @@ log_every_seconds = 1
 def test_a_rollout_killed_in_the_middle_goes_on_where_it_was_and_every_row_is_there_once(tmp_path: Path, checkout: Path) -> None:
     make_tiny_model(tmp_path)
     config, log = tmp_path / "rollout.toml", tmp_path / "log"
-    config.write_text(CONFIG.format(root=tmp_path))
+    config.write_text(f'teacher = "tiny"\n{CONFIG.format(root=tmp_path)}{TINY}')
 
     job = start_job(checkout, config, log)
     try:
@@ -95,9 +96,8 @@ def test_a_rollout_killed_in_the_middle_goes_on_where_it_was_and_every_row_is_th
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_budget_that_is_spent_ends_the_job_and_keeps_what_was_made(tmp_path: Path, checkout: Path) -> None:
-    make_tiny_model(tmp_path)
     config, log = tmp_path / "rollout.toml", tmp_path / "log"
-    config.write_text(CONFIG.format(root=tmp_path))
+    config.write_text(CONFIG.format(root=tmp_path) + SCRIPTED)
     job = start_job(checkout, config, log)
     try:
         wait_for_blocks(job, tmp_path, BLOCK)
@@ -106,14 +106,14 @@ def test_a_budget_that_is_spent_ends_the_job_and_keeps_what_was_made(tmp_path: P
         job.wait(10)
     before = finished_ids(next(tmp_path.glob(".rollouts.*.partial/.done")))
 
-    config.write_text(CONFIG.format(root=tmp_path) + "\n[cost]\nbudget_usd = 1e-9\n")
+    config.write_text(CONFIG.format(root=tmp_path) + SCRIPTED + "\n[cost]\nbudget_usd = 1e-9\n")
     poor = start_job(checkout, config, log)
     assert poor.wait(120) == 1
     assert "error: BudgetExceeded: " in log.read_text()
     assert not (tmp_path / "rollouts").exists()
     assert finished_ids(next(tmp_path.glob(".rollouts.*.partial/.done"))) == before
 
-    config.write_text(CONFIG.format(root=tmp_path) + "\n[cost]\nbudget_usd = 1e9\n")
+    config.write_text(CONFIG.format(root=tmp_path) + SCRIPTED + "\n[cost]\nbudget_usd = 1e9\n")
     rich = start_job(checkout, config, log)
     try:
         assert rich.wait(120) == 0, log.read_text()[-3000:]
