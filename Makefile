@@ -42,8 +42,8 @@ test: check  ## check, then every test; TESTS=tests/serving for some
 ifdef TESTS
 	$(BIN)/pytest $(TESTS)
 else
-	$(BIN)/pytest --numprocesses=2 tests/unit
-	$(BIN)/pytest --ignore=tests/unit tests
+	$(BIN)/pytest --numprocesses=2 tests/unit tests/cluster
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/cluster tests
 endif
 
 doctor: setup  ## every node of the running Ray (RAY_ADDRESS), else this machine: versions, GPUs, storage, clock, ports, tokens, disk

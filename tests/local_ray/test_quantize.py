@@ -74,6 +74,7 @@ def test_the_tensors_take_the_bytes_that_the_size_solver_counts(quantized: Artif
     assert bytes_ == shape.num_bytes(quantized.manifest.metrics["format"])
 
 
+@pytest.mark.soak
 @pytest.mark.network
 def test_what_we_write_loads_with_the_compressed_tensors_of_the_gpu_environment(run_root: Path, tmp_path: Path):
     """vLLM pins an older release than LLM Compressor writes with; the GPU image has vLLM's."""

@@ -45,6 +45,7 @@ num_threads = 1
 SCRIPTED = "\n[scripted]\n"
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_rollout_killed_in_the_middle_goes_on_where_it_was_and_every_row_is_there_once(tmp_path: Path, checkout: Path) -> None:
@@ -200,6 +201,7 @@ def test_prompts_that_are_not_those_that_were_asked_for_are_found_before_ray_sta
         rollout(validate(RolloutConfig, {"run_root": str(tmp_path), "task": task, "scripted": {}, "prompts_sha256": "0" * 64}, "test"))
 
 
+@pytest.mark.soak
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_students_likelihood_is_scored_on_real_engines_and_filters_what_it_finds_unlikely(tmp_path: Path, local_ray: None) -> None:

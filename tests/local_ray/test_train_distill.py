@@ -109,7 +109,8 @@ def test_every_named_term_and_the_mask_are_in_the_metrics_of_every_step(inputs: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [pytest.param(1, marks=pytest.mark.soak), 3])
+@pytest.mark.soak
+@pytest.mark.parametrize("zero_stage", [1, 3])
 def test_fewer_workers_go_on_with_what_more_of_them_left(
     zero_stage: int, undisturbed: Path, inputs: Path, checkout: Path, tmp_path: Path
 ) -> None:
