@@ -65,10 +65,8 @@ def ray_s_names() -> set[str]:
 
 @cache
 def serving_names() -> set[str]:
-    """What serving exports, read from its source; skips the test where it exports nothing."""
+    """What serving exports, read from its source."""
     texts = [path.read_text() for path in (ROOT / "platform" / "supertiny" / "serving").glob("*.py")]
-    if not any("supertiny_serving_" in text for text in texts):
-        pytest.skip("serving exports no metrics of its own: the panels by arm are NOT checked")
     return {f"supertiny_serving_{word.value}" for text in texts for word in ast.walk(ast.parse(text)) if _is_text(word)}  # type: ignore[attr-defined]
 
 
