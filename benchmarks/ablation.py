@@ -29,9 +29,9 @@ from ablations.experiment import Experiment
 from ablations.runs import Result, make_runs, missing_runs, result_of, runs, stages_of_the_chain
 from ablations.table import numbers, render
 
-from supertiny.cli import configure_logging
+from supertiny.cli import configure_logging, exit_status
 from supertiny.config import load, validate
-from supertiny.errors import ConfigError, SupertinyError
+from supertiny.errors import ConfigError
 from supertiny.pipeline.local_cluster import local_cluster
 
 log = logging.getLogger("ablation")
@@ -51,13 +51,7 @@ def main() -> int:
     flags = parser.parse_args()
     configure_logging()
     try:
-        return ablate(read(flags), flags)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SupertinyError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return exit_status(lambda: ablate(read(flags), flags))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -61,7 +61,7 @@ def run_job(
         image = f", image of revision {image_revision()}" if image_revision() else ""
         log.info("supertiny %s, code %s, revision %s%s; outputs in %s", package_version(), code_hash(), config.git_revision, image, outputs)
     if not flags.dry_run:
-        return _run(main, config)
+        return exit_status(lambda: main(config))
     if estimate is not None:
         log.info("%s", estimate(config))
     return 0
@@ -82,16 +82,16 @@ def package_version() -> str:
         return "source"
 
 
-def _run(main: Callable[[C], None], config: C) -> int:
+def exit_status(run: Callable[[], int | None]) -> int:
+    """What a command ends with: its own status or 0; 2 where the config is wrong and 1 where the work failed, said in a line."""
     try:
-        main(config)
+        return run() or 0
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except SupertinyError as error:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _checkout(job_file: str | None) -> Path:

@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 
 from supertiny.artifacts import MANIFEST, read_manifest
-from supertiny.cli import configure_logging
+from supertiny.cli import configure_logging, exit_status
 from supertiny.config import load
 from supertiny.cost import machine_price
-from supertiny.errors import ConfigError, SupertinyError
 from supertiny.evaluate.schema import GateMetrics
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.local_cluster import LocalCluster, local_cluster, submit_job, take_sigterm_for_ctrl_c
@@ -38,13 +37,7 @@ def main() -> int:
     configure_logging()
     overrides = [*flags.set, f'run_root="{flags.run_root}"', f'git_revision="{flags.git_revision}"']
     try:
-        return demo(flags.config, overrides, Path.cwd())
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SupertinyError as error:
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return exit_status(lambda: demo(flags.config, overrides, Path.cwd()))
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
