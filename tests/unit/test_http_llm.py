@@ -250,11 +250,16 @@ def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: st
     assert llm.failure is not None
 
 
-@pytest.mark.parametrize("page", [lambda _: PlainTextResponse("<html>"), lambda _: JSONResponse({"hello": 1})])
-def test_a_page_that_is_no_chat_completion_is_the_configs_fault(endpoint: Endpoint, url: str, page: Answer) -> None:
-    endpoint.answers = [page]
-    with pytest.raises(ConfigError, match="answered no"):
+def test_a_page_is_the_configs_fault(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [lambda _: PlainTextResponse("<html>")]
+    with pytest.raises(ConfigError, match="answered no JSON: '<html>'; is base_url right"):
         ask(quick(url))
+
+
+def test_json_that_is_no_chat_completion_is_said_when_the_endpoint_is_given_up(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [lambda _: JSONResponse({"hello": 1})] * 2
+    with pytest.raises(NoProgress, match=r'answered no chat completion: {"hello":1}, 2 times'):
+        ask(quick(url, max_retries=1))
 
 
 def test_the_key_comes_from_the_environment(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +395,10 @@ def test_arguments_that_are_no_object_are_an_answer_that_is_malformed_and_paid_f
         parse(completion.text)
 
 
-@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>", "400 that says the key", "500 that says the key"])
+@pytest.mark.parametrize(
+    "what",
+    ["401", "500", "nothing", "<html>", "400 that says the key", "500 that says the key", "JSON with the key", "no choice and the key"],
+)
 def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     answers = {
         "401": http(401, b"no such key"),
@@ -399,6 +407,8 @@ def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.Monkey
         "<html>": http(200, b"<html>"),
         "400 that says the key": http(400, b"you sent Authorization: Bearer s3cret"),
         "500 that says the key": http(500, b"you sent Authorization: Bearer s3cret"),
+        "JSON with the key": http(200, b'{"headers": {"Authorization": "Bearer s3cret"}}'),
+        "no choice and the key": http(200, b'{"choices": [], "headers": {"Authorization": "Bearer s3cret"}}'),
     }
     monkeypatch.setenv(KEY, "s3cret")
     caplog.set_level(logging.DEBUG)
