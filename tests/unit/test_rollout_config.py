@@ -66,6 +66,23 @@ def test_a_row_has_time_for_two_tries_at_its_endpoint() -> None:
     with pytest.raises(ConfigError, match=r"row_timeout_seconds 120 has no room for two tries of endpoint.timeout_seconds 60"):
         validate(RolloutConfig, {"endpoint": endpoint}, "x")
     assert validate(RolloutConfig, {"endpoint": endpoint, "layout": {"row_timeout_seconds": 121}}, "x").endpoint is not None
+    with pytest.raises(ConfigError, match=r"no room for two tries of filters.judge.endpoint.timeout_seconds 60"):
+        validate(RolloutConfig, {"filters": {"judge": {"endpoint": endpoint}}}, "x")
+
+
+def test_rollouts_go_on_with_another_pace_patience_key_or_memory_and_not_with_another_model() -> None:
+    def settings(**endpoint: object) -> dict[str, object]:
+        asked = {"base_url": "http://127.0.0.1:1/v1", "model": "m", **endpoint}
+        return validate(RolloutConfig, {"endpoint": asked, "filters": {"judge": {"endpoint": asked}}}, "x").settings()
+
+    def engines(**engine: object) -> dict[str, object]:
+        likelihood = {"student": "base", "keep_per_prompt": 1, "engine": engine}
+        return validate(RolloutConfig, {"engine": engine, "filters": {"likelihood": likelihood}}, "x").settings()
+
+    other = settings(max_concurrency=4, timeout_seconds=20, max_retries=9, first_backoff_seconds=2, api_key_env="OTHER_KEY")
+    assert other == settings() != settings(model="other")
+    assert settings() != settings(base_url="http://127.0.0.2:1/v1")
+    assert engines(max_num_seqs=8, kv_cache_gib=0.5, no_progress_seconds=900, num_threads=2) == engines() != engines(dtype="float32")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from supertiny.config import Config, StageConfig
-from supertiny.llm.config import EndpointConfig, EngineConfig, RubricConfig, ScriptedConfig
+from supertiny.llm.config import EndpointConfig, EngineConfig, RubricConfig, ScriptedConfig, drop_conduct
 
 
 class LayoutConfig(Config):
@@ -128,7 +128,7 @@ class RatesConfig(Config):
     engine_seconds: float = Field(gt=0)
     """Busy seconds of one engine a rollout, many in flight: `engine_seconds` of a ledger over its `rollouts`."""
     prompt_tokens: float = Field(0.0, ge=0)
-    """Of all calls of the pipeline and the judge."""
+    """Of all calls, the filters' included."""
     completion_tokens: float = Field(0.0, ge=0)
     """Likewise."""
     endpoint_usd: float = Field(0.0, ge=0)
@@ -206,12 +206,13 @@ class RolloutConfig(StageConfig):
 
     @model_validator(mode="after")
     def _time_to_try_again(self) -> RolloutConfig:
-        row, call = self.layout.row_timeout_seconds, self.endpoint.timeout_seconds if self.endpoint is not None else 0
-        if row <= 2 * call:
-            raise ValueError(
-                f"layout.row_timeout_seconds {row:g} has no room for two tries of endpoint.timeout_seconds {call:g}: "
-                "an endpoint that is gone would look like rows that are slow"
-            )
+        row = self.layout.row_timeout_seconds
+        for place, call in ((place, endpoint.timeout_seconds) for place, endpoint in self.endpoints().items()):
+            if row <= 2 * call:
+                raise ValueError(
+                    f"layout.row_timeout_seconds {row:g} has no room for two tries of {place}.timeout_seconds {call:g}: "
+                    "an endpoint that is gone would look like rows that are slow"
+                )
         return self
 
     @model_validator(mode="after")
@@ -232,16 +233,20 @@ class RolloutConfig(StageConfig):
             )
         return self
 
+    def endpoints(self) -> dict[str, EndpointConfig]:
+        """The endpoints that are asked, by where they stand in the config."""
+        judge = self.filters.judge
+        found = {"endpoint": self.endpoint, "filters.judge.endpoint": judge.endpoint if judge else None}
+        return {place: endpoint for place, endpoint in found.items() if endpoint is not None}
+
     def endpoints_without_price(self) -> list[str]:
         """Where the config has endpoints whose tokens' price it does not give."""
-        judge = self.filters.judge
-        places = {"endpoint": self.endpoint, "filters.judge.endpoint": judge.endpoint if judge else None}
-        return [place for place, endpoint in places.items() if endpoint is not None and endpoint.price is None]
+        return [place for place, endpoint in self.endpoints().items() if endpoint.price is None]
 
     def settings(self) -> dict[str, Any]:
-        """The fields that decide the result: layout, cost and prices do not, so that a run may go on with others."""
+        """The fields that decide the result: layout, cost and how models are run do not, so that a run may go on with others."""
         values = super().settings()
-        for endpoint in (values["endpoint"], (values["filters"]["judge"] or {}).get("endpoint")):
-            if endpoint is not None:
-                del endpoint["price"]
+        likelihood, judge = values["filters"]["likelihood"] or {}, values["filters"]["judge"] or {}
+        for section in (values["engine"], likelihood.get("engine"), values["endpoint"], judge.get("endpoint")):
+            drop_conduct(section)
         return {key: value for key, value in values.items() if key not in ("layout", "cost")}
