@@ -375,12 +375,17 @@ def test_the_pause_before_a_retry_doubles_and_is_drawn() -> None:
     assert len({round(seconds, 4) for seconds in waited}) == 3
 
 
-def test_fewer_completions_than_asked_for_are_refused_and_not_taken_for_all(endpoint: Endpoint, url: str) -> None:
-    endpoint.answers = [says("a")]
-    with pytest.raises(PromptRefused, match="answered 1 of 2 completions"):
-        ask(quick(url), n=2)
+def test_an_endpoint_that_gives_fewer_completions_than_asked_for_is_asked_for_the_others(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("a"), says("b", "c")]
+    completions = ask(quick(url), n=3, sampling=Sampling(temperature=1, seed=7))
+    assert [completion.text for completion in completions] == ["a", "b", "c"]
+    assert [(body["n"], body["seed"]) for body in endpoint.bodies] == [(3, 7), (2, 8)]
+    assert sum(completion.usage.calls for completion in completions) == 2
+
+
+def test_an_answer_without_a_choice_is_refused(endpoint: Endpoint, url: str) -> None:
     endpoint.answers = [lambda _: JSONResponse({"choices": []})]
-    with pytest.raises(PromptRefused, match="answered 0 of 1 completions"):
+    with pytest.raises(PromptRefused, match="answered no choice"):
         ask(quick(url))
 
 

@@ -75,16 +75,22 @@ class HttpLlm:
     ) -> list[Completion]:
         """`n` completions of a conversation, tool calls written in the student's format; `logprobs` cannot be had as ids.
 
+        An endpoint that gives fewer is asked for the others.
+
         Raises:
-            PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
+            PromptRefused: the endpoint says that this request is wrong, or gives no completion.
             ConfigError: it does not know us, the path or the model, or answers with a page.
             NoProgress: it failed at every try, or has answered nobody for two of them; for good, unless it answered others meanwhile.
         """
-        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling, self._endpoint.max_tokens_field)}
+        body = {"model": self._endpoint.model, "messages": list(messages), **_sampling(sampling, self._endpoint.max_tokens_field)}
         if tools:
             body["tools"] = list(tools)
-        async with self._places:
-            return await self._post(body)
+        completions: list[Completion] = []
+        while (missing := n - len(completions)) > 0:  # many endpoints give one, whatever they are asked for
+            seed = {} if sampling.seed is None else {"seed": sampling.seed + len(completions)}
+            async with self._places:
+                completions += await self._post({**body, **seed, "n": missing})
+        return completions[:n]
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """The text as given, without tokens and at no cost: the protocol has no way to ask."""
@@ -125,13 +131,13 @@ class HttpLlm:
             return _Failed(f"{type(error).__name__} {error}".strip())
         self._heard_at = time.monotonic()
         if response.is_success:
-            return self._read(response, body["n"])
+            return self._read(response)
         problem = f"HTTP {response.status_code} {self._said(response)}".strip()
         if response.status_code not in _BUSY and response.status_code < 500:
             raise self._refusal(response.status_code, problem)
         return _Failed(problem, _retry_after(response), response.status_code in _OVERLOADED)
 
-    def _read(self, response: httpx.Response, n: int) -> list[Completion] | _Failed:
+    def _read(self, response: httpx.Response) -> list[Completion] | _Failed:
         """As `_try`; a page that no try would better ends everything."""
         try:
             answer = response.json()
@@ -145,8 +151,8 @@ class HttpLlm:
             completions = _completions(answer)
         except (KeyError, TypeError, AttributeError, ValueError):
             return _Failed(f"answered no chat completion: {self._said(response)}")
-        if len(completions) < n:
-            raise PromptRefused(f"{self._url} answered {len(completions)} of {n} completions: {self._said(response)}")
+        if not completions:
+            raise PromptRefused(f"{self._url} answered no choice: {self._said(response)}")
         if self._costs and not answer.get("usage"):
             self._costs = False  # one warning is enough
             log.warning("%s does not say what it used: its tokens and dollars are counted as none, and no budget holds them", self._url)
@@ -183,8 +189,6 @@ def _sampling(sampling: Sampling, max_tokens_field: str) -> dict[str, Any]:
     body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, max_tokens_field: sampling.max_tokens}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
-    if sampling.seed is not None:
-        body["seed"] = sampling.seed
     if sampling.json_schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": sampling.json_schema, "strict": True}}
     return body
