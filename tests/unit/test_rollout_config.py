@@ -113,6 +113,19 @@ def test_an_engine_without_a_device_for_every_worker_is_refused(engine: object, 
         validate(RolloutConfig, {"engine": engine, "layout": layout}, "x")
 
 
+def test_a_students_engine_that_cannot_be_had_is_refused_before_the_teachers_rollouts_are_made() -> None:
+    def scored_on(workers: int, **layout: object) -> RolloutConfig:
+        student = {"student": "base", "keep_per_prompt": 1, "engine": {"tensor_parallel_size": workers}}
+        values = {"engine": {"tensor_parallel_size": 4}, "filters": {"likelihood": student}, "layout": layout}
+        return validate(RolloutConfig, values, "x")
+
+    with pytest.raises(ConfigError, match=r"filters.likelihood.engine has 8 workers and layout.gpus_per_engine is 4"):
+        scored_on(8, gpus_per_engine=4)
+    with pytest.raises(ConfigError, match=r"filters.likelihood.engine has 8 workers on layout.cpus_per_engine 4"):
+        scored_on(8, cpus_per_engine=4)
+    assert list(scored_on(1, gpus_per_engine=4).engines()) == ["engine", "filters.likelihood.engine"]
+
+
 @pytest.mark.parametrize(
     ("engine", "layout"),
     [

@@ -192,16 +192,17 @@ class RolloutConfig(StageConfig):
 
     @model_validator(mode="after")
     def _devices_for_every_worker(self) -> RolloutConfig:
-        if self.endpoint is not None or self.scripted is not None:
-            return self
-        workers, cpus, gpus = self.engine.num_workers, self.layout.cpus_per_engine, self.layout.gpus_per_engine
-        if gpus == 0 and workers > max(1, cpus):
-            raise ValueError(f"engine has {workers} workers on layout.cpus_per_engine {cpus:g}; give it {workers}, or GPUs")
-        if gpus > 0 and workers != max(1, gpus):
-            raise ValueError(f"engine has {workers} workers and layout.gpus_per_engine is {gpus:g}: a worker is one GPU")
-        share = self.engine.gpu_memory_utilization
-        if 0 < gpus < 1 and (share is None or share > gpus):
-            raise ValueError(f"engines share a GPU (layout.gpus_per_engine {gpus:g}): set engine.gpu_memory_utilization to at most that")
+        cpus, gpus = self.layout.cpus_per_engine, self.layout.gpus_per_engine
+        for place, engine in self.engines().items():
+            workers, share = engine.num_workers, engine.gpu_memory_utilization
+            if gpus == 0 and workers > max(1, cpus):
+                raise ValueError(f"{place} has {workers} workers on layout.cpus_per_engine {cpus:g}; give it {workers}, or GPUs")
+            if gpus > 0 and (workers > max(1, gpus) or (place == "engine" and workers < gpus)):  # a student's may be smaller than its place
+                raise ValueError(f"{place} has {workers} workers and layout.gpus_per_engine is {gpus:g}: a worker is one GPU")
+            if 0 < gpus < 1 and (share is None or share > gpus):
+                raise ValueError(
+                    f"engines share a GPU (layout.gpus_per_engine {gpus:g}): set {place}.gpu_memory_utilization to at most that"
+                )
         return self
 
     @model_validator(mode="after")
@@ -232,6 +233,12 @@ class RolloutConfig(StageConfig):
                 f"cost.budget_usd cannot be kept: nobody knows what {' and '.join(unpriced)} costs; set its price, 0 if nothing"
             )
         return self
+
+    def engines(self) -> dict[str, EngineConfig]:
+        """The engines that are built, by where they stand in the config."""
+        likelihood, asked = self.filters.likelihood, self.endpoint is None and self.scripted is None
+        found = {"engine": self.engine if asked else None, "filters.likelihood.engine": likelihood.engine if likelihood else None}
+        return {place: engine for place, engine in found.items() if engine is not None}
 
     def endpoints(self) -> dict[str, EndpointConfig]:
         """The endpoints that are asked, by where they stand in the config."""
