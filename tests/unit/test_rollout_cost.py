@@ -189,6 +189,19 @@ def test_a_dry_run_estimates_by_stated_rates(tmp_path: Path) -> None:
     assert said.endswith("by cost.rates; that is over cost.budget_usd $0.1")
 
 
+@pytest.mark.parametrize(("stated", "usd"), [({}, "$0.42 on"), ({"endpoint_usd": 0.5}, "$30 on")])
+def test_a_dry_run_by_stated_rates_has_the_price_of_the_endpoints_tokens(stated: dict[str, float], usd: str) -> None:
+    price = {"prompt_usd": 50.0, "completion_usd": 100.0}
+    rates = {"engine_seconds": 1e-9, "prompt_tokens": 100, "completion_tokens": 20, **stated}
+    said = describe(priced(price, rates=rates).model_copy(update={"limit": 30}))
+    assert "60 rollouts (30 prompts" in said
+    assert usd in said
+
+
+def test_a_dry_run_names_a_machine_without_a_price(tmp_path: Path) -> None:
+    assert describe(config(tmp_path, machine="h10")).startswith("no estimate: machine 'h10' is not in the price table")
+
+
 def test_a_dry_run_estimates_by_the_last_ledger(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
     ledger = {"rollouts": 10, "engine_seconds": 5.0, "total": {"prompt_tokens": 1000, "completion_tokens": 200}}

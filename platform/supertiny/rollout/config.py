@@ -132,7 +132,7 @@ class RatesConfig(Config):
     completion_tokens: float = Field(0.0, ge=0)
     """Likewise."""
     endpoint_usd: float = Field(0.0, ge=0)
-    """Dollars for the tokens of endpoints."""
+    """Dollars for the tokens of endpoints; left out, `endpoint.price` for the tokens above."""
 
 
 class CostConfig(Config):
