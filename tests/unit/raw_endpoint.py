@@ -86,6 +86,7 @@ BROKEN = {
     "a message of null": http(200, b'{"choices": [{"message": null, "finish_reason": "content_filter"}]}'),
     "a content that is no text": http(200, b'{"choices": [{"message": {"content": [{"type": "text", "text": "hi"}]}}]}'),
     "an error in a body of 200": http(200, b'{"error": {"message": "overloaded", "code": 502}}'),
+    "403": http(403, b"flagged by moderation"),
     "408": http(408, b"too slow"),
     "429 and a digit that is no number": http(429, b"slow down", Retry_After="\u00b2"),
     "429": http(429, b"slow down"),

@@ -240,8 +240,8 @@ def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is
     assert llm.failure is None
 
 
-@pytest.mark.parametrize("status", [301, 307, 401, 404])
-def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
+@pytest.mark.parametrize("status", [301, 307, 401, 402, 404])
+def test_a_wrong_key_or_address_or_an_empty_account_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
     endpoint.answers = [fails(status)]
     llm = quick(url)
     with pytest.raises(ConfigError, match="check base_url, model and api_key_env"):

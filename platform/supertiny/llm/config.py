@@ -91,7 +91,7 @@ class EndpointConfig(Config):
     timeout_seconds: float = Field(50.0, gt=0)
     """Of one try, from its first byte to the last of the answer."""
     max_retries: int = Field(5, ge=0)
-    """Further tries after 408, 409, 425, 429, a 5xx, a broken connection or an answer that was cut short."""
+    """Further tries after 403, 408, 409, 425, 429, a 5xx, a broken connection or an answer that was cut short."""
     first_backoff_seconds: float = Field(0.5, gt=0)
     """Pause before the first retry; it doubles with each, up to a minute, and is drawn between half of that and all of it."""
     max_concurrency: int = Field(32, gt=0)

@@ -22,10 +22,10 @@ from supertiny.tasks.calls import render
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 403, 404, 405)
-"""A redirection too: nothing is sent anywhere else than to `base_url`."""
-_BUSY = (408, 409, 425, 429)
-"""Worth another try, as is every 5xx."""
+_NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 402, 404, 405)
+"""A redirection too: nothing is sent anywhere else than to `base_url`. 402 is an account that is empty."""
+_BUSY = (403, 408, 409, 425, 429)
+"""Worth another try, as is a 5xx. 403 is a key without rights, or one prompt that a gateway's moderation flags: others' answers show."""
 _OVERLOADED = (429, 503, 529)
 """Says nothing of the request that met it."""
 
