@@ -360,6 +360,7 @@ def test_a_request_that_fails_at_every_try_while_others_are_answered_fails_alone
 def test_a_request_that_an_overloaded_endpoint_never_takes_is_not_the_requests_fault() -> None:
     llm, error = ask_beside_others(lambda *_: http(429, b"slow down"))
     assert isinstance(error, NoProgress)
+    assert "HTTP 429 slow down, 3 times; lower max_concurrency or raise max_retries" in str(error)
     assert llm.failure is error
 
 

@@ -118,7 +118,7 @@ class HttpLlm:
         problem = f"{self._url}: {failed.problem}, {self._endpoint.max_retries + 1} times"
         if self._answered_at > began and not failed.overloaded:
             raise NoProgress(f"{problem}, while others were answered")
-        raise self._fail(NoProgress(problem))
+        raise self._fail(NoProgress(f"{problem}; lower max_concurrency or raise max_retries" if failed.overloaded else problem))
 
     async def _try(self, body: dict[str, Any]) -> list[Completion] | _Failed:
         """The answer's completions, or `_Failed` where another try may do better."""
