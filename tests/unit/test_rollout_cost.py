@@ -169,7 +169,7 @@ def test_a_job_goes_on_while_too_few_rollouts_say_what_they_cost_and_stops_when_
 
 def test_a_job_without_a_budget_is_measured_and_not_stopped(tmp_path: Path) -> None:
     write_block(tmp_path, "a", [f"p{at}/0" for at in range(4)])
-    with pytest.raises(NoProgress):
+    with pytest.raises(NoProgress, match=r"or is layout.block_rows too many for that time\?"):
         watched(tmp_path, spending(tmp_path), rollouts=2000, measured=4, no_progress_seconds=0.3)
 
 
