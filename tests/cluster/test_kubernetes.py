@@ -160,6 +160,18 @@ def test_the_service_serves_what_serve_ab_yaml_says_and_ray_serve_takes_it(size:
         assert validate(ServeConfig, ours["args"], "serveConfigV2").run_root.startswith("/shared/")
 
 
+def test_every_replica_of_the_service_has_its_gpu() -> None:
+    service = one(built("gpu/service"), "RayService")
+    config = validate(ServeConfig, yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"], "serveConfigV2")
+    for arm in (config.student_arm, config.teacher_arm):
+        (group,) = [each for each in cluster_spec(service)["workerGroupSpecs"] if arm.labels.items() <= each["labels"].items()]
+        limits = _limits(group)
+        a_node = min(int(limits["nvidia.com/gpu"]) // arm.num_gpus, int(limits["cpu"]) // arm.threads)
+        assert arm.num_gpus > 0
+        assert arm.max_replicas <= a_node * group["maxReplicas"]
+        assert group["template"]["spec"]["containers"][0]["image"].endswith(":gpu")
+
+
 def test_a_new_revision_of_the_service_comes_in_steps_and_never_takes_double_the_gpus() -> None:
     upgrade = one(built("gpu/service"), "RayService")["spec"]["upgradeStrategy"]
     assert upgrade["type"] == "NewClusterWithIncrementalUpgrade"
@@ -245,9 +257,14 @@ def test_with_tls_every_cluster_asks_for_it() -> None:
 
 
 def _but_its_place(application: dict[str, Any]) -> dict[str, Any]:
-    """An application without what only says where it runs, and how its log looks."""
+    """An application without what only says what runs where, and how its log looks."""
     logging = {key: value for key, value in application["logging_config"].items() if key != "encoding"}
-    return {**application, "logging_config": logging, "args": {**application["args"], "run_root": ""}}
+    places = {"run_root", "task", "teacher", "student_arm", "teacher_arm"}
+    return {
+        **application,
+        "logging_config": logging,
+        "args": {key: value for key, value in application["args"].items() if key not in places},
+    }
 
 
 def _bytes(quantity: str) -> float:
