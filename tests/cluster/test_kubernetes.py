@@ -65,6 +65,21 @@ def test_every_job_s_config_is_there_for_both_sizes(configs: str) -> None:
 
 
 @every_overlay
+def test_every_node_of_an_overlay_knows_its_configs_and_its_run(overlay: str) -> None:
+    """The overlays' patches name a variable by its place in the list."""
+    configs, run = {"kind": ("demo", "demo"), "gpu": ("qwen/cluster", "qwen")}[overlay.partition("/")[0]]
+    expected = {
+        "SUPERTINY_CONFIGS": f"/opt/supertiny/jobs/configs/{configs}",
+        "SUPERTINY_RUN_ROOT": f"/shared/runs/{run}",
+        "RAY_PROMETHEUS_HOST": "http://prometheus.monitoring:9090",
+    }
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
+        told = {each["name"]: each["value"] for each in group["template"]["spec"]["containers"][0]["env"]}
+        assert expected.items() <= told.items()
+
+
+@every_overlay
 def test_no_pod_runs_as_root_or_can_become_it_and_each_is_limited(overlay: str) -> None:
     for manifest in built(overlay):
         for pod in pod_specs(manifest):

@@ -8,6 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import ray
@@ -171,6 +172,19 @@ def test_prometheus_reads_the_autoscaler_s_metrics_on_kubernetes_too() -> None:
     rules = one(built("gpu/cluster"), "NetworkPolicy", "ray")["spec"]["ingress"]
     (let_in,) = [rule["ports"] for rule in rules if "monitoring" in str(rule["from"])]
     assert read == {port["port"] for port in let_in} == {8080, AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
+
+
+def test_the_head_may_ask_the_grafana_and_the_prometheus_that_it_is_told_of() -> None:
+    container = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["headGroupSpec"]["template"]["spec"]["containers"][0]
+    told = {
+        each["name"]: urlsplit(each["value"]) for each in container["env"] if each["name"] in ("RAY_GRAFANA_HOST", "RAY_PROMETHEUS_HOST")
+    }
+    assert len(told) == 2
+    for url in told.values():
+        namespace = (url.hostname or "").rpartition(".")[2]
+        there = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+        rules = one(built("gpu/cluster"), "NetworkPolicy", "ray")["spec"]["egress"]
+        assert [rule for rule in rules if there in rule.get("to", []) and {"port": url.port} in rule["ports"]]
 
 
 def _is_text(node: ast.AST) -> bool:
