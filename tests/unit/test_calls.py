@@ -85,6 +85,9 @@ def test_plain_text_has_no_calls() -> None:
         '<tool_call>\n{"name": "f", "arguments": []}\n</tool_call>',
         '<tool_call>\n{"name": 1, "arguments": {}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {}, "more": 1}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"a": "\\ud83d"}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"a": ' + "[" * 2000 + "]" * 2000 + "}}\n</tool_call>",
     ],
 )
 def test_what_is_not_a_well_formed_call_is_malformed(text: str) -> None:

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from supertiny.errors import MalformedCall
 from supertiny.records import Call, Tool
 
@@ -55,9 +57,9 @@ def parse_body(body: str) -> Call:
         MalformedCall: it is not JSON, or not `{"name": …, "arguments": {…}}`.
     """
     try:
-        values = json.loads(body)
-    except json.JSONDecodeError as error:
-        raise MalformedCall(f"not JSON ({error.msg}): {body.strip()[:80]!r}") from None
+        values = from_json(body, allow_inf_nan=False)  # unlike json.loads it refuses lone surrogates, NaN and what is too deep
+    except ValueError as error:
+        raise MalformedCall(f"not JSON ({error}): {body.strip()[:80]!r}") from None
     if not isinstance(values, dict) or set(values) != {"name", "arguments"}:
         raise MalformedCall(f"expected name and arguments: {body.strip()[:80]!r}")
     if not isinstance(values["name"], str) or not isinstance(values["arguments"], dict):
