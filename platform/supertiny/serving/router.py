@@ -114,5 +114,5 @@ def _refused(answers: Answers) -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        answers.meter.refused(f"key_{refusal.status}")
+        answers.meter.refused(f"key_{refusal.status}", refusal.key)
         raise refusals.of_guard(refusal) from None
