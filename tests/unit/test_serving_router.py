@@ -75,8 +75,9 @@ def test_an_adapter_is_a_model_that_only_its_name_asks_for() -> None:
 
 
 def test_an_unknown_model_is_not_found_and_the_message_lists_the_models() -> None:
-    answer = Served(student=FakeArm()).ask(model="gpt")
-    assert answer.status_code == 404
+    router = Served(student=FakeArm())
+    answer = router.ask(model="gpt")
+    assert (answer.status_code, router.meter.counts["refusals http_404"]) == (404, 1)
     assert answer.json()["error"]["message"] == "no model 'gpt'; there are teacher, student, auto"
 
 

@@ -163,14 +163,18 @@ class Answers:
         if request.model in self.arms:
             return request.model, "requested"
         if request.model == "student":
-            raise HTTPException(404, "no student is served: none was promoted, or its gate did not pass; ask for teacher or auto")
+            raise self._refusal(404, "no student is served: none was promoted, or its gate did not pass; ask for teacher or auto")
         if request.model != "auto":
-            raise HTTPException(404, f"no model {request.model[:64]!r}; there are {', '.join(self.models)}")
+            raise self._refusal(404, f"no model {request.model[:64]!r}; there are {', '.join(self.models)}")
         if len(session or "") > _LONGEST_SESSION:
-            raise HTTPException(400, f"{SESSION_HEADER}: over {_LONGEST_SESSION} characters")
+            raise self._refusal(400, f"{SESSION_HEADER}: over {_LONGEST_SESSION} characters")
         if routing.mode == "cascade":
             return "student", "cascade"
         return assign(routing.salt, session_of(session, request.user), routing.traffic_fraction), routing.mode
+
+    def _refusal(self, status: int, message: str) -> HTTPException:
+        self.meter.refused(f"http_{status}")
+        return HTTPException(status, message)
 
     async def _explained(self, exchange: Exchange, error: Exception) -> Exception:
         """What failed; the deadline of a request that waited for an arm without a replica is no fault of either."""
