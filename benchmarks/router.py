@@ -1,22 +1,26 @@
 """The router against Serve LLM's own ingress over the same engine: latency added, throughput kept.
 
-    python benchmarks/router.py                        # both parts, on two cores some five minutes
+    python benchmarks/router.py                        # both parts, on two cores some ten minutes
     python benchmarks/router.py --part scripted        # without vLLM: one minute
 
   ours     `supertiny.serving`: API key, validation, assignment of a session by the split (`auto`, all of it the student's), metrics
-  theirs   `ray.serve.llm`'s OpenAiIngress, tuned: streamed tokens are not held back, no access log, as many replicas as ours
+  theirs   `ray.serve.llm`'s OpenAiIngress, tuned: streamed tokens are not held back, no access log, as many replicas as ours. Its
+           clients send the task's tools, which ours adds: the engine gets the same request
+  plain    theirs again, without the tools: less work for it than ours has, and the embedded base model's prompt is the same
   vllm     `vllm serve` by itself, an engine of its own with the same settings; with `--vllm`, for the table alone
 
 **Engine.** The embedded base model, 8 tokens a completion, greedy; ours and theirs go to one replica of one deployment. Closed loops
 of 1, 8 and 32 clients, and streams of one client. **Scripted.** An engine that sleeps 20 ms, at 200 requests a second, come what may;
 beside one as slow for theirs.
 
-Ours and theirs take turns, `--rounds` times each; medians of the rounds are compared. The last line is one JSON object:
+They take turns, `--rounds` short ones each in an order that changes, so that a noisy machine is as noisy for all; the quantiles are over
+the requests of all rounds. The last line is one JSON object:
 
   added_p50_ms, added_p99_ms       ours minus theirs, engine, 8 clients
   throughput_vs_tuned_ingress      ours over theirs, requests a second, engine, 32 clients
   added_ttft_ms                    ours minus theirs, median time to the first event, engine, 1 client. Both send it with the engine's
                                    first token; what comes after, ours holds back while it may be the start of a call
+  plain_…                          the same against plain
   scripted_…                       the same of the scripted engines at 200 requests a second; `answered` are those that were
 """
 
@@ -31,20 +35,25 @@ import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from random import Random
 from typing import Any
 
 import httpx
 from bare_vllm import bare_vllm
 
 from supertiny.artifacts import alias_path, open_artifact, write_atomically
+from supertiny.config import TaskConfig
 from supertiny.llm.config import ScriptedConfig
+from supertiny.records import Tool
 from supertiny.serving.config import ArmConfig, ServeConfig
 from supertiny.serving.keys import hash_of
 from supertiny.serving.port import free_port
 from supertiny.serving.traffic import nearest_rank
+from supertiny.tasks.base import load_task
 
 MODEL = "package://supertiny.tasks.assistant/models/base"
 MESSAGES = [{"role": "user", "content": "turn on the light in the kitchen please"}]
@@ -70,6 +79,9 @@ class Round:
     sent: list[Sent]
     seconds: float
 
+    def __add__(self, other: Round) -> Round:
+        return Round(self.sent + other.sent, self.seconds + other.seconds)
+
     def ms(self, fraction: float) -> float:
         """A quantile of the answered ones' latency."""
         return 1000 * nearest_rank(sorted(each.seconds for each in self.sent if each.ok), fraction)
@@ -84,23 +96,30 @@ class Round:
         """Answered requests."""
         return sum(each.ok for each in self.sent) / self.seconds
 
+    @property
+    def answered(self) -> float:
+        """Share of the requests."""
+        return sum(each.ok for each in self.sent) / len(self.sent)
+
 
 @dataclass(frozen=True)
 class System:
-    """Where a system answers, and as what."""
+    """Where a system answers, as what, and what its clients send beside the conversation."""
 
+    name: str
     url: str
     model: str
-    headers: dict[str, str]
+    headers: dict[str, str] = field(default_factory=dict)
+    tools: Sequence[Tool] = ()
 
 
 def main() -> int:
     """Measure, print the table, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["engine", "scripted", "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each system")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of one turn")
-    parser.add_argument("--vllm", action="store_true", help="measure `vllm serve` too; two minutes more")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each system")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--vllm", action="store_true", help="measure `vllm serve` too; four minutes more")
     flags = parser.parse_args()
     numbers: dict[str, float] = {}
     with local_ray():
@@ -114,43 +133,44 @@ def main() -> int:
 
 def engine_part(rounds: int, seconds: float, with_vllm: bool) -> dict[str, float]:
     """Ours and theirs over one vLLM engine."""
-    with systems(ArmConfig(max_model_len=256), "student-engine") as (ours, theirs):
-        by_clients = {clients: turns(ours, theirs, rounds, lambda system, n=clients: closed(system, n, seconds)) for clients in (1, 8, 32)}
-        streams = turns(ours, theirs, rounds, lambda system: closed(system, 1, seconds, stream=True))
-    if with_vllm:
-        with bare_vllm(open_artifact(MODEL, ".", "model").path) as url:
-            bare = System(url, "student", {})
-            closed(bare, 8, seconds)  # warm
-            for clients in by_clients:
-                report("vllm", clients, [closed(bare, clients, seconds) for _ in range(rounds)])
-            report_first("vllm", [closed(bare, 1, seconds, stream=True) for _ in range(rounds)])
-    for clients, (mine, other) in by_clients.items():
-        report("ours", clients, mine)
-        report("theirs", clients, other)
-    report_first("ours", streams[0])
-    report_first("theirs", streams[1])
-    (mine, other), (many, others) = by_clients[8], by_clients[32]
+    with ExitStack() as stack:
+        ours, plain = stack.enter_context(systems(ArmConfig(max_model_len=256), "student-engine"))
+        tools = load_task(TaskConfig()).tools
+        contenders = [ours, replace(plain, tools=tools), replace(plain, name="plain")]
+        if with_vllm:
+            url = stack.enter_context(bare_vllm(open_artifact(MODEL, ".", "model").path))
+            contenders.append(System("vllm", url, "student", tools=tools))
+        one, eight, many = (turns(contenders, rounds, partial(closed, clients=clients, seconds=seconds)) for clients in (1, 8, 32))
+        streams = turns(contenders, rounds, partial(closed, clients=1, seconds=seconds, stream=True))
+    for clients, by_system in ((1, one), (8, eight), (32, many)):
+        report(clients, by_system)
+    for name, turn in streams.items():
+        print(f"{name:>8} {'stream':>6}  first event after {turn.first_ms:5.1f} ms", flush=True)
     return {
-        "added_p50_ms": difference(mine, other, lambda turn: turn.ms(0.5)),
-        "added_p99_ms": difference(mine, other, lambda turn: turn.ms(0.99)),
-        "throughput_vs_tuned_ingress": middle(many, lambda turn: turn.per_second) / middle(others, lambda turn: turn.per_second),
-        "added_ttft_ms": difference(*streams, lambda turn: turn.first_ms),
+        f"{prefix}{name}": value
+        for prefix, other in (("", "theirs"), ("plain_", "plain"))
+        for name, value in {
+            **added(eight, other),
+            "throughput_vs_tuned_ingress": many["ours"].per_second / many[other].per_second,
+            "added_ttft_ms": streams["ours"].first_ms - streams[other].first_ms,
+        }.items()
     }
 
 
 def scripted_part(rounds: int, seconds: float) -> dict[str, float]:
     """Ours and theirs at a fixed rate, over engines that only sleep."""
     scripted = ScriptedConfig(answer="done", delay_seconds=SCRIPTED_SECONDS)
-    with systems(ArmConfig(scripted=scripted, max_ongoing_requests=256), None) as (ours, theirs):
-        mine, other = turns(ours, theirs, rounds, lambda system: open_loop(system, RATE, seconds))
-    report("ours", RATE, mine)
-    report("theirs", RATE, other)
-    return {
-        "scripted_added_p50_ms": difference(mine, other, lambda turn: turn.ms(0.5)),
-        "scripted_added_p99_ms": difference(mine, other, lambda turn: turn.ms(0.99)),
-        "scripted_answered": middle(mine, lambda turn: sum(each.ok for each in turn.sent) / len(turn.sent)),
-        "scripted_answered_by_theirs": middle(other, lambda turn: sum(each.ok for each in turn.sent) / len(turn.sent)),
-    }
+    with systems(ArmConfig(scripted=scripted, max_ongoing_requests=256), None) as both:
+        by_system = turns(both, rounds, partial(open_loop, per_second=RATE, seconds=seconds))
+    report(RATE, by_system)
+    numbers = added(by_system, "theirs") | {"answered": by_system["ours"].answered, "answered_by_theirs": by_system["theirs"].answered}
+    return {f"scripted_{name}": value for name, value in numbers.items()}
+
+
+def added(by_system: Mapping[str, Round], other: str) -> dict[str, float]:
+    """Ours minus another's latency."""
+    ours, theirs = by_system["ours"], by_system[other]
+    return {"added_p50_ms": ours.ms(0.5) - theirs.ms(0.5), "added_p99_ms": ours.ms(0.99) - theirs.ms(0.99)}
 
 
 @contextmanager
@@ -192,8 +212,8 @@ def systems(arm: ArmConfig, shared_engine: str | None) -> Iterator[tuple[System,
         )
         with served(config, port=free_port()) as url:
             serve.run(their_ingress(shared_engine), name="theirs", route_prefix="/theirs", logging_config={"enable_access_log": False})
-            ours = System(url, "auto", {"authorization": f"Bearer {KEY}", "x-session-id": "benchmark"})
-            yield ours, System(f"{url}/theirs", "student", {})
+            ours = System("ours", url, "auto", {"authorization": f"Bearer {KEY}", "x-session-id": "benchmark"})
+            yield ours, System("theirs", f"{url}/theirs", "student")
 
 
 def promote(root: str) -> None:
@@ -240,14 +260,17 @@ def scripted_for_theirs() -> Any:
     return deploy(Scripted, name="scripted", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}).bind()
 
 
-def turns(ours: System, theirs: System, rounds: int, measure: Callable[[System], Round]) -> tuple[list[Round], list[Round]]:
-    """Rounds of both, one after the other, the first of each pair in turn; one of each before is not counted."""
-    measure(ours), measure(theirs)
-    mine, other = [], []
-    for index in range(rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            (other if which else mine).append(measure(theirs if which else ours))
-    return mine, other
+def turns(contenders: Sequence[System], rounds: int, measure: Callable[[System], Round]) -> dict[str, Round]:
+    """All rounds of each system, which take turns in an order that changes; one of each before is not counted."""
+    for system in contenders:
+        measure(system)
+    by_system = {system.name: Round([], 0.0) for system in contenders}
+    order, random = list(contenders), Random(0)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for system in order:
+            by_system[system.name] += measure(system)
+    return by_system
 
 
 def closed(system: System, clients: int, seconds: float, *, stream: bool = False) -> Round:
@@ -291,7 +314,9 @@ def client_of(system: System, connections: int) -> httpx.AsyncClient:
 
 async def ask(client: httpx.AsyncClient, system: System, *, stream: bool) -> Sent:
     """One request."""
-    body = {"model": system.model, "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
+    body: dict[str, Any] = {"model": system.model, "messages": MESSAGES, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
+    if system.tools:
+        body |= {"tools": list(system.tools), "tool_choice": "none"}  # shown to the chat template, and no more, as our router does
     started, first, ok = time.monotonic(), None, False
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -304,29 +329,11 @@ async def ask(client: httpx.AsyncClient, system: System, *, stream: bool) -> Sen
     return Sent(ok, time.monotonic() - started, first)
 
 
-def middle(rounds: Sequence[Round], value: Callable[[Round], float]) -> float:
-    """The median of a number over rounds."""
-    return statistics.median(value(each) for each in rounds)
-
-
-def difference(ours: Sequence[Round], theirs: Sequence[Round], value: Callable[[Round], float]) -> float:
-    """Ours minus theirs."""
-    return middle(ours, value) - middle(theirs, value)
-
-
-def report(name: str, clients: float, rounds: Sequence[Round]) -> None:
-    """One line of the table."""
-    p50, p99, rate = (
-        middle(rounds, lambda turn: turn.ms(0.5)),
-        middle(rounds, lambda turn: turn.ms(0.99)),
-        middle(rounds, lambda turn: turn.per_second),
-    )
-    print(f"{name:>8} {clients:>6g}  p50 {p50:7.1f} ms  p99 {p99:7.1f} ms  {rate:6.1f} requests/s", flush=True)
-
-
-def report_first(name: str, rounds: Sequence[Round]) -> None:
-    """The line of its streams."""
-    print(f"{name:>8} {'stream':>6}  first event after {middle(rounds, lambda turn: turn.first_ms):5.1f} ms", flush=True)
+def report(clients: float, by_system: Mapping[str, Round]) -> None:
+    """Some lines of the table."""
+    for name, turn in by_system.items():
+        times = f"p50 {turn.ms(0.5):7.1f} ms  p99 {turn.ms(0.99):7.1f} ms"
+        print(f"{name:>8} {clients:>6g}  {times}  {turn.per_second:6.1f} requests/s", flush=True)
 
 
 if __name__ == "__main__":

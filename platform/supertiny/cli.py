@@ -6,10 +6,12 @@ Exit status: 0 done, 2 the config is wrong, 1 the run failed.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
@@ -67,10 +69,24 @@ def run_job(
     return 0
 
 
+class JsonLines(logging.Formatter):
+    """A record as a JSON object in a line, for what collects logs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time (UTC), level, logger, message, and the exception where there is one."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said = {"time": at, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said, ensure_ascii=False)
+
+
 def configure_logging() -> None:
-    """One line a record on standard error, at the level that SUPERTINY_LOG names (INFO by default)."""
-    level = os.environ.get("SUPERTINY_LOG", "INFO").upper()
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    """One line a record on standard error, at the level that SUPERTINY_LOG names (INFO by default); JSON with SUPERTINY_LOG_FORMAT=json."""
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(JsonLines() if os.environ.get("SUPERTINY_LOG_FORMAT") == "json" else text)
+    logging.basicConfig(level=os.environ.get("SUPERTINY_LOG", "INFO").upper(), handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
 
 

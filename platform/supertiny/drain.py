@@ -12,7 +12,8 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from urllib.error import URLError
+from http import HTTPStatus
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from supertiny.cli import configure_logging
@@ -21,8 +22,10 @@ WATCHED = {
     "aws": ("http://169.254.169.254/latest/meta-data/spot/instance-action", {}),
     "gcp": ("http://metadata.google.internal/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}),
 }
-"""Where a machine is told of its end. AWS answers 404 until then, Google FALSE. AWS' first version of the service is asked, which needs no
-session and may be switched off (IMDSv2 only); then a line in the log says so."""
+"""Where a machine is told of its end. AWS answers 404 until then, Google FALSE."""
+SESSIONS = {"aws": "http://169.254.169.254/latest/api/token"}
+"""Where a session is to be had first: newer machines of AWS answer nobody without (IMDSv2)."""
+_SESSION_SECONDS = 60
 _POLL_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
@@ -44,13 +47,26 @@ def announce(node_id: str, gcs_address: str, seconds: float, why: str) -> None:
     log.warning("node %s ends in %.0f s: %s", node_id, seconds, why)
 
 
-def ends(url: str, headers: dict[str, str]) -> bool:
+def ends(url: str, headers: dict[str, str], session_url: str | None = None) -> bool:
     """Whether a cloud's metadata service says that this machine will be taken away."""
     try:
+        if session_url is not None:
+            headers = {**headers, "X-aws-ec2-metadata-token": _session(session_url)}
         with urlopen(Request(url, headers=headers), timeout=2) as answer:
             return answer.read().decode().strip() not in ("", "FALSE")
-    except (URLError, OSError):  # 404 is no
+    except HTTPError as error:
+        if error.code != HTTPStatus.NOT_FOUND:  # which is no
+            log.warning("%s does not say whether this machine ends: %s", url, error)
         return False
+    except (URLError, OSError) as error:
+        log.warning("%s does not answer: %s", url, error)
+        return False
+
+
+def _session(url: str) -> str:
+    asking = Request(url, method="PUT", headers={"X-aws-ec2-metadata-token-ttl-seconds": str(_SESSION_SECONDS)})
+    with urlopen(asking, timeout=2) as answer:
+        return str(answer.read().decode())
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -71,7 +87,7 @@ def main() -> None:
     if flags.on_sigterm:
         signal.sigwait([signal.SIGTERM])
     if flags.watch:
-        wait_until(lambda: ends(*WATCHED[flags.watch]))
+        wait_until(lambda: ends(*WATCHED[flags.watch], SESSIONS.get(flags.watch)))
     announce(node_id, gcs_address, flags.seconds, "the machine is taken away")
     time.sleep(flags.seconds)
 

@@ -62,12 +62,10 @@ def pod_specs(manifest: Manifest) -> list[Manifest]:
     """Every pod that a manifest makes."""
     if manifest["kind"] == "StatefulSet":
         return [manifest["spec"]["template"]["spec"]]
-    pods = []
-    if manifest["kind"] in OWN and "clusterSelector" not in manifest["spec"]:
-        nodes = cluster_spec(manifest)
-        pods = [group["template"]["spec"] for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"])]
-    submitter = manifest["spec"].get("submitterPodTemplate") if manifest["kind"] == "RayJob" else None
-    return [*pods, submitter["spec"]] if submitter else pods
+    if manifest["kind"] not in OWN:
+        return []
+    nodes = cluster_spec(manifest)
+    return [group["template"]["spec"] for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"])]
 
 
 @cache

@@ -8,11 +8,16 @@ import re
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import ray
 import yaml
+from kubernetes import built, cluster_spec, one
 from manifests import CLUSTER, ROOT
+from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+from ray.dashboard.consts import DASHBOARD_METRIC_PORT
+from ray.serve._private.common import DeploymentStatus
 
 from supertiny.rollout.metrics import COUNTERS, GAUGES, ROW_SECONDS
 
@@ -116,6 +121,32 @@ def test_there_is_an_alert_for_each_thing_that_may_not_go_unseen() -> None:
     }
 
 
+def expression(alert: str) -> str:
+    """The query of an alert."""
+    (found,) = [each["expr"] for each in ALERTS if each["alert"] == alert]
+    return str(found)
+
+
+def test_a_rollout_that_never_began_is_stuck_too() -> None:
+    """A counter that has counted nothing is not exported, so a query for one finds nothing before the first finished block."""
+    assert {base(metric) for metric in metrics_of(expression("RolloutStuck"))} == {"supertiny_rollout_rows_left"} <= GAUGES.keys()
+
+
+def test_a_head_is_missed_while_its_workers_go_on() -> None:
+    (label,) = re.findall(r'\{(\w+)="head"\}', expression("HeadGone"))
+    reporter = Path(ray.__file__).parent / "dashboard" / "modules" / "reporter" / "reporter_agent.py"
+    assert f'"{label}": ray_node_type' in reporter.read_text()
+
+
+@pytest.mark.parametrize(
+    ("alert", "named"),
+    [("ReplicasNotReady", {"DEPLOY_FAILED", "UNHEALTHY"}), ("ReplicasPending", {"DEPLOY_FAILED", "UNHEALTHY", "UPDATING", "UPSCALING"})],
+)
+def test_replicas_are_told_from_ready_ones_by_serve_s_own_numbers(alert: str, named: set[str]) -> None:
+    bound = int(expression(alert).rpartition("< ")[2])
+    assert {status.value for status in DeploymentStatus if status.to_numeric() < bound} == named
+
+
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
 def test_a_board_has_an_id_panels_of_their_own_and_a_place_for_each(path: Path) -> None:
     board = json.loads(path.read_text())
@@ -131,6 +162,29 @@ def test_prometheus_finds_nodes_where_ray_writes_them_down_and_reads_the_alerts(
     config = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text())
     assert [(OBSERVABILITY / name).exists() for name in config["rule_files"]] == [True]
     assert config["scrape_configs"][0]["file_sd_configs"] == [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]
+
+
+def test_prometheus_reads_the_autoscaler_s_metrics_on_kubernetes_too() -> None:
+    ports = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    config = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text())
+    (kept,) = [rule["regex"] for rule in config["scrape_configs"][1]["relabel_configs"] if "port_name" in rule["source_labels"][0]]
+    read = {port["containerPort"] for port in ports if re.fullmatch(kept, port["name"])}
+    rules = one(built("gpu/cluster"), "NetworkPolicy", "ray")["spec"]["ingress"]
+    (let_in,) = [rule["ports"] for rule in rules if "monitoring" in str(rule["from"])]
+    assert read == {port["port"] for port in let_in} == {8080, AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT}
+
+
+def test_the_head_may_ask_the_grafana_and_the_prometheus_that_it_is_told_of() -> None:
+    container = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["headGroupSpec"]["template"]["spec"]["containers"][0]
+    told = {
+        each["name"]: urlsplit(each["value"]) for each in container["env"] if each["name"] in ("RAY_GRAFANA_HOST", "RAY_PROMETHEUS_HOST")
+    }
+    assert len(told) == 2
+    for url in told.values():
+        namespace = (url.hostname or "").rpartition(".")[2]
+        there = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+        rules = one(built("gpu/cluster"), "NetworkPolicy", "ray")["spec"]["egress"]
+        assert [rule for rule in rules if there in rule.get("to", []) and {"port": url.port} in rule["ports"]]
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import pairwise
 
 import pytest
-from manifests import VIRTUAL_MACHINES, cluster_config, groups_of
+from manifests import CLUSTER, VIRTUAL_MACHINES, cluster_config, groups_of
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 POOLS = {"data", "teacher", "train", "student"}
@@ -55,6 +56,13 @@ def test_workers_ask_their_cloud_whether_they_end_and_leave_time_for_it(name: st
     (watch,) = [command for command in cluster_config(name)["worker_start_ray_commands"] if "supertiny.drain" in command]
     assert f"--watch {name}" in watch
     assert float(watch.partition("--seconds ")[2].split()[0]) < {"aws": 120, "gcp": 30}[name]  # what each gives
+
+
+def test_the_images_user_may_write_to_the_shared_file_system_once_it_is_there(name: str) -> None:
+    *_, mount, owner = cluster_config(name)["initialization_commands"]
+    assert "mount -t nfs4" in mount
+    (user,) = set(re.findall(r"^USER (\d+)$", (CLUSTER / "docker" / "Dockerfile").read_text(), re.MULTILINE))
+    assert owner == f"sudo chown {user}:{user} /shared"
 
 
 def test_nothing_is_kept_running_that_nobody_uses(name: str) -> None:

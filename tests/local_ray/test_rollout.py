@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -150,7 +152,7 @@ def test_a_key_that_is_not_set_where_the_engines_run_is_named(tmp_path: Path, lo
 
     config = endpoint_config(tmp_path)
     assert config.endpoint is not None
-    with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set where the endpoint is called from"):
+    with pytest.raises(ConfigError, match=r"NO_SUCH_KEY is not set where the endpoint is called from$"):
         rollout(config.model_copy(update={"endpoint": config.endpoint.model_copy(update={"api_key_env": "NO_SUCH_KEY"})}))
 
 
@@ -173,8 +175,28 @@ def test_an_error_of_ours_from_an_actor_has_its_own_message_and_not_rays_traceba
     outer = RuntimeError("Ray Data")
     outer.__cause__ = rays
     assert str(own_error(outer)) == str(own_error(rays)) == "set the key"
+    advised = ConfigError(
+        "set the key\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change retry attempts, …"
+    )
+    assert (type(own_error(advised)), str(own_error(advised))) == (ConfigError, "set the key")
     nothing_of_ours = RuntimeError("lost")
     assert own_error(nothing_of_ours) is nothing_of_ours
+
+
+def test_what_ray_data_says_of_an_error_of_ours_is_no_more_than_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    from supertiny.rollout.pipeline import hide_tracebacks
+
+    said = StringIO()
+    monkeypatch.setattr(logging.getLogger("ray.data"), "handlers", [logging.StreamHandler(said)])  # it has one to standard error
+    hide_tracebacks()
+    logger = logging.getLogger("ray.data.exceptions")
+    try:
+        raise ConfigError("set the key")
+    except ConfigError:
+        logger.exception("Full stack trace:")
+    logger.error("Exception occurred in Ray Data. If you continue to see this, please open an issue on the Ray project GitHub page")
+    logger.error("retrying")
+    assert said.getvalue() == "retrying\n"
 
 
 def test_a_teacher_that_is_not_there_is_missed_before_ray_starts(tmp_path: Path) -> None:

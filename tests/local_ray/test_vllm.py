@@ -391,6 +391,8 @@ def test_a_schema_makes_even_random_weights_answer_in_json(model: Path) -> None:
             jsonschema.validate(value, schema)
         with pytest.raises(PromptRefused, match="vLLM refuses the request"):
             asyncio.run(one.complete(SAY, sampling=BRIEF.model_copy(update={"json_schema": {"type": "no such type"}})))
+        with pytest.raises(PromptRefused, match="under a JSON schema the log-probabilities are not the model's own"):
+            asyncio.run(one.complete(SAY, sampling=sampling, logprobs=5))
         assert asyncio.run(one.complete(SAY, sampling=BRIEF))[0].usage.completion_tokens == 4
     finally:
         one.close()

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,12 +89,20 @@ def test_plain_text_has_no_calls() -> None:
         '<tool_call>\n{"name": "f", "arguments": {}, "more": 1}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {"a": "\\ud83d"}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>',
-        '<tool_call>\n{"name": "f", "arguments": {"a": ' + "[" * 2000 + "]" * 2000 + "}}\n</tool_call>",
+        '<tool_call>\n{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}\n</tool_call>",
+        *(
+            f'<tool_call>\n{{"name": "f", "arguments": {{"a": {"[" * levels}{"]" * levels}}}}}\n</tool_call>'
+            for levels in (100, 600, 100_000)
+        ),
     ],
 )
 def test_what_is_not_a_well_formed_call_is_malformed(text: str) -> None:
     with pytest.raises(MalformedCall):
         parse(text)
+
+
+def test_a_call_that_is_nested_within_reason_is_read() -> None:
+    assert len(parse(render([Call(name="f", arguments={"a": json.loads("[" * 90 + "]" * 90)})]))) == 1
 
 
 def test_order_case_and_outer_space_do_not_matter_in_a_match() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from supertiny.cli import JsonLines
 
 JOB = '''
 """Count to a number.
@@ -63,6 +66,26 @@ def test_a_job_without_flags_runs_its_default_config_and_prints_it_with_where_ou
     assert json.loads(ran.stdout)["number"] == 5
     assert "outputs in /runs/of/mine" in ran.stderr
     assert "counted to 5" in ran.stderr
+
+
+def test_a_cluster_s_logs_are_json_a_line(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUPERTINY_LOG_FORMAT", "json")
+    (line,) = [line for line in _run(job).stderr.splitlines() if "outputs in" in line]
+    said = json.loads(line)
+    assert (said["level"], said["logger"]) == ("INFO", "supertiny")
+    assert said["message"].endswith("outputs in /runs/of/mine")
+    assert said["time"].endswith("+00:00")
+
+
+def test_an_exception_is_in_the_line_that_logs_it() -> None:
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record = logging.LogRecord("a", logging.ERROR, __file__, 1, "it %s", ("failed",), sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "it failed"
+    assert "ValueError: two" in json.loads(line)["exception"]
 
 
 def test_the_config_that_is_given_replaces_the_default_and_set_wins_over_both(job: Path, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from supertiny.drain import WATCHED, ends
+from supertiny.drain import SESSIONS, WATCHED, ends
 
 
 class _Metadata(BaseHTTPRequestHandler):
-    """Answers as each cloud does: `/aws` and `/gcp` before an end, with `/soon` behind it once one is announced."""
+    """Answers as each cloud does: `/aws` and `/gcp` before an end, with `/soon` behind it once one is announced; AWS to a session alone."""
 
     answers = {  # noqa: RUF012
         "/aws": (404, ""),
@@ -25,6 +25,15 @@ class _Metadata(BaseHTTPRequestHandler):
         status, body = self.answers[self.path]
         if "gcp" in self.path and self.headers.get("Metadata-Flavor") != "Google":
             status = 403
+        if "aws" in self.path and self.headers.get("X-aws-ec2-metadata-token") != "a session":
+            status = 401
+        self._answer(status, body)
+
+    def do_PUT(self) -> None:
+        asked = self.path == "/session" and int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+        self._answer(200 if asked else 400, "a session" if asked else "")
+
+    def _answer(self, status: int, body: str) -> None:
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -43,10 +52,18 @@ def metadata() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("cloud", WATCHED)
-def test_an_end_is_seen_once_it_is_announced_and_not_before(cloud: str, metadata: str) -> None:
+def test_an_end_is_seen_once_it_is_announced_and_not_before(cloud: str, metadata: str, caplog: pytest.LogCaptureFixture) -> None:
     _, headers = WATCHED[cloud]
-    assert not ends(f"{metadata}/{cloud}", headers)
-    assert ends(f"{metadata}/{cloud}/soon", headers)
+    session = f"{metadata}/session" if cloud in SESSIONS else None
+    with caplog.at_level("WARNING"):
+        assert not ends(f"{metadata}/{cloud}", headers, session)
+        assert ends(f"{metadata}/{cloud}/soon", headers, session)
+    assert caplog.text == ""
+
+
+def test_a_service_that_does_not_let_us_ask_is_said_so(metadata: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert not ends(f"{metadata}/aws/soon", {})
+    assert "does not say whether this machine ends: HTTP Error 401" in caplog.text
 
 
 def test_a_machine_outside_of_a_cloud_does_not_end() -> None:

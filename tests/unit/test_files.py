@@ -138,6 +138,13 @@ def test_unlabelled_prompts_all_go_to_train(options: dict[str, Any], tmp_path: P
         first_examples(task, 1)
 
 
+def test_a_text_may_have_line_separators_that_json_does_not_escape(options: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"id": f"u{at}", "prompt": f"play{separator}jazz"} for at, separator in enumerate(("\u2028", "\u2029", "\x85"))]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    found = FileTask(**{**options, "out_of_scope": ()}).prompts("train")
+    assert {prompt.messages[0]["content"] for prompt in found} == {row["prompt"] for row in rows}
+
+
 def test_a_text_that_comes_twice_is_in_one_split(options: dict[str, Any], tmp_path: Path) -> None:
     rows = [labelled(number) for number in range(200)]
     write(tmp_path / "prompts.jsonl", [*rows, *({**row, "id": row["id"] + "-again", "prompt": row["prompt"].upper()} for row in rows)])

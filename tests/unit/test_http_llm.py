@@ -240,8 +240,8 @@ def test_a_request_that_the_endpoint_refuses_is_not_repeated_and_the_next_one_is
     assert llm.failure is None
 
 
-@pytest.mark.parametrize("status", [301, 307, 401, 404])
-def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
+@pytest.mark.parametrize("status", [301, 307, 401, 402, 404])
+def test_a_wrong_key_or_address_or_an_empty_account_is_the_configs_fault(endpoint: Endpoint, url: str, status: int) -> None:
     endpoint.answers = [fails(status)]
     llm = quick(url)
     with pytest.raises(ConfigError, match="check base_url, model and api_key_env"):
@@ -250,11 +250,16 @@ def test_a_wrong_key_or_address_is_the_configs_fault(endpoint: Endpoint, url: st
     assert llm.failure is not None
 
 
-@pytest.mark.parametrize("page", [lambda _: PlainTextResponse("<html>"), lambda _: JSONResponse({"hello": 1})])
-def test_a_page_that_is_no_chat_completion_is_the_configs_fault(endpoint: Endpoint, url: str, page: Answer) -> None:
-    endpoint.answers = [page]
-    with pytest.raises(ConfigError, match="answered no"):
+def test_a_page_is_the_configs_fault(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [lambda _: PlainTextResponse("<html>")]
+    with pytest.raises(ConfigError, match="answered no JSON: '<html>'; is base_url right"):
         ask(quick(url))
+
+
+def test_json_that_is_no_chat_completion_is_said_when_the_endpoint_is_given_up(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [lambda _: JSONResponse({"hello": 1})] * 2
+    with pytest.raises(NoProgress, match=r'answered no chat completion: {"hello":1}, 2 times'):
+        ask(quick(url, max_retries=1))
 
 
 def test_the_key_comes_from_the_environment(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +360,7 @@ def test_a_request_that_fails_at_every_try_while_others_are_answered_fails_alone
 def test_a_request_that_an_overloaded_endpoint_never_takes_is_not_the_requests_fault() -> None:
     llm, error = ask_beside_others(lambda *_: http(429, b"slow down"))
     assert isinstance(error, NoProgress)
+    assert "HTTP 429 slow down, 3 times; lower max_concurrency or raise max_retries" in str(error)
     assert llm.failure is error
 
 
@@ -370,12 +376,17 @@ def test_the_pause_before_a_retry_doubles_and_is_drawn() -> None:
     assert len({round(seconds, 4) for seconds in waited}) == 3
 
 
-def test_fewer_completions_than_asked_for_are_refused_and_not_taken_for_all(endpoint: Endpoint, url: str) -> None:
-    endpoint.answers = [says("a")]
-    with pytest.raises(PromptRefused, match="answered 1 of 2 completions"):
-        ask(quick(url), n=2)
+def test_an_endpoint_that_gives_fewer_completions_than_asked_for_is_asked_for_the_others(endpoint: Endpoint, url: str) -> None:
+    endpoint.answers = [says("a"), says("b", "c")]
+    completions = ask(quick(url), n=3, sampling=Sampling(temperature=1, seed=7))
+    assert [completion.text for completion in completions] == ["a", "b", "c"]
+    assert [(body["n"], body["seed"]) for body in endpoint.bodies] == [(3, 7), (2, 8)]
+    assert sum(completion.usage.calls for completion in completions) == 2
+
+
+def test_an_answer_without_a_choice_is_refused(endpoint: Endpoint, url: str) -> None:
     endpoint.answers = [lambda _: JSONResponse({"choices": []})]
-    with pytest.raises(PromptRefused, match="answered 0 of 1 completions"):
+    with pytest.raises(PromptRefused, match="answered no choice"):
         ask(quick(url))
 
 
@@ -390,7 +401,10 @@ def test_arguments_that_are_no_object_are_an_answer_that_is_malformed_and_paid_f
         parse(completion.text)
 
 
-@pytest.mark.parametrize("what", ["401", "500", "nothing", "<html>", "400 that says the key", "500 that says the key"])
+@pytest.mark.parametrize(
+    "what",
+    ["401", "500", "nothing", "<html>", "400 that says the key", "500 that says the key", "JSON with the key", "no choice and the key"],
+)
 def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     answers = {
         "401": http(401, b"no such key"),
@@ -399,6 +413,8 @@ def test_the_key_is_in_no_log_and_no_error(what: str, monkeypatch: pytest.Monkey
         "<html>": http(200, b"<html>"),
         "400 that says the key": http(400, b"you sent Authorization: Bearer s3cret"),
         "500 that says the key": http(500, b"you sent Authorization: Bearer s3cret"),
+        "JSON with the key": http(200, b'{"headers": {"Authorization": "Bearer s3cret"}}'),
+        "no choice and the key": http(200, b'{"choices": [], "headers": {"Authorization": "Bearer s3cret"}}'),
     }
     monkeypatch.setenv(KEY, "s3cret")
     caplog.set_level(logging.DEBUG)

@@ -66,6 +66,23 @@ def test_a_row_has_time_for_two_tries_at_its_endpoint() -> None:
     with pytest.raises(ConfigError, match=r"row_timeout_seconds 120 has no room for two tries of endpoint.timeout_seconds 60"):
         validate(RolloutConfig, {"endpoint": endpoint}, "x")
     assert validate(RolloutConfig, {"endpoint": endpoint, "layout": {"row_timeout_seconds": 121}}, "x").endpoint is not None
+    with pytest.raises(ConfigError, match=r"no room for two tries of filters.judge.endpoint.timeout_seconds 60"):
+        validate(RolloutConfig, {"filters": {"judge": {"endpoint": endpoint}}}, "x")
+
+
+def test_rollouts_go_on_with_another_pace_patience_key_or_memory_and_not_with_another_model() -> None:
+    def settings(**endpoint: object) -> dict[str, object]:
+        asked = {"base_url": "http://127.0.0.1:1/v1", "model": "m", **endpoint}
+        return validate(RolloutConfig, {"endpoint": asked, "filters": {"judge": {"endpoint": asked}}}, "x").settings()
+
+    def engines(**engine: object) -> dict[str, object]:
+        likelihood = {"student": "base", "keep_per_prompt": 1, "engine": engine}
+        return validate(RolloutConfig, {"engine": engine, "filters": {"likelihood": likelihood}}, "x").settings()
+
+    other = settings(max_concurrency=4, timeout_seconds=20, max_retries=9, first_backoff_seconds=2, api_key_env="OTHER_KEY")
+    assert other == settings() != settings(model="other")
+    assert settings() != settings(base_url="http://127.0.0.2:1/v1")
+    assert engines(max_num_seqs=8, kv_cache_gib=0.5, no_progress_seconds=900, num_threads=2) == engines() != engines(dtype="float32")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +111,19 @@ def test_a_layout_that_cannot_be_had_is_refused(layout: dict[str, object], messa
 def test_an_engine_without_a_device_for_every_worker_is_refused(engine: object, layout: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(RolloutConfig, {"engine": engine, "layout": layout}, "x")
+
+
+def test_a_students_engine_that_cannot_be_had_is_refused_before_the_teachers_rollouts_are_made() -> None:
+    def scored_on(workers: int, **layout: object) -> RolloutConfig:
+        student = {"student": "base", "keep_per_prompt": 1, "engine": {"tensor_parallel_size": workers}}
+        values = {"engine": {"tensor_parallel_size": 4}, "filters": {"likelihood": student}, "layout": layout}
+        return validate(RolloutConfig, values, "x")
+
+    with pytest.raises(ConfigError, match=r"filters.likelihood.engine has 8 workers and layout.gpus_per_engine is 4"):
+        scored_on(8, gpus_per_engine=4)
+    with pytest.raises(ConfigError, match=r"filters.likelihood.engine has 8 workers on layout.cpus_per_engine 4"):
+        scored_on(8, cpus_per_engine=4)
+    assert list(scored_on(1, gpus_per_engine=4).engines()) == ["engine", "filters.likelihood.engine"]
 
 
 @pytest.mark.parametrize(

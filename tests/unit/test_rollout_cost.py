@@ -15,11 +15,11 @@ from test_rollout_blocks import write_block
 from supertiny.config import validate
 from supertiny.errors import BudgetExceeded, ConfigError, NoProgress
 from supertiny.llm.config import TokenPriceConfig
-from supertiny.records import StepUsage, Usage
+from supertiny.records import Completion, Prompt, Rollout, StepUsage, Usage, Verdict
 from supertiny.rollout.config import RatesConfig, RolloutConfig
 from supertiny.rollout.dry_run import describe
 from supertiny.rollout.estimate import cost, estimate, ledger_rates, measured_rates, reserved_usd, used_usd
-from supertiny.rollout.ledger import warning
+from supertiny.rollout.ledger import count, warning
 from supertiny.rollout.progress import Goal, Tally, watch
 from supertiny.rollout.progress import describe as progress_line
 from supertiny.rollout.spending import Spending
@@ -39,9 +39,22 @@ def test_rates_are_totals_over_rollouts_and_there_are_none_of_nothing() -> None:
     assert measured_rates(0, StepUsage()) is None
 
 
-def test_a_ledgers_rates_have_its_judges_tokens_and_an_old_ledger_has_none() -> None:
-    ledger = {"rollouts": 4, "engine_seconds": 2.0, "prompt_tokens": 300, "completion_tokens": 60}
-    assert ledger_rates(ledger | {"judge": {"prompt_tokens": 100, "completion_tokens": 20}}) == RATES
+def test_a_ledgers_rates_have_the_tokens_of_its_filters_too_and_an_old_ledger_has_none() -> None:
+    judged = {"filters.judge": StepUsage(usage=Usage(prompt_tokens=100, completion_tokens=15), engine_seconds=0.25)}
+    scored = {"filters.likelihood": StepUsage(usage=Usage(prompt_tokens=50, completion_tokens=5), engine_seconds=0.25)}
+    taught = {"answer": StepUsage(usage=Usage(prompt_tokens=250, completion_tokens=60), engine_seconds=1.5)}
+    row = Rollout(
+        rollout_id="p/0",
+        index=0,
+        prompt=Prompt(id="p", messages=[]),
+        tools=[],
+        completion=Completion(text=""),
+        verdict=Verdict(accepted=True, score=1),
+        seconds=3.0,
+        engine_seconds=2.0,
+        steps=taught | judged | scored,
+    )
+    assert ledger_rates(count([row]) | {"rollouts": 4}) == RATES
     assert ledger_rates({"rollouts": 4, "prompt_tokens": 300}) is None
 
 
@@ -156,7 +169,7 @@ def test_a_job_goes_on_while_too_few_rollouts_say_what_they_cost_and_stops_when_
 
 def test_a_job_without_a_budget_is_measured_and_not_stopped(tmp_path: Path) -> None:
     write_block(tmp_path, "a", [f"p{at}/0" for at in range(4)])
-    with pytest.raises(NoProgress):
+    with pytest.raises(NoProgress, match=r"or is layout.block_rows too many for that time\?"):
         watched(tmp_path, spending(tmp_path), rollouts=2000, measured=4, no_progress_seconds=0.3)
 
 
@@ -176,9 +189,22 @@ def test_a_dry_run_estimates_by_stated_rates(tmp_path: Path) -> None:
     assert said.endswith("by cost.rates; that is over cost.budget_usd $0.1")
 
 
+@pytest.mark.parametrize(("stated", "usd"), [({}, "$0.42 on"), ({"endpoint_usd": 0.5}, "$30 on")])
+def test_a_dry_run_by_stated_rates_has_the_price_of_the_endpoints_tokens(stated: dict[str, float], usd: str) -> None:
+    price = {"prompt_usd": 50.0, "completion_usd": 100.0}
+    rates = {"engine_seconds": 1e-9, "prompt_tokens": 100, "completion_tokens": 20, **stated}
+    said = describe(priced(price, rates=rates).model_copy(update={"limit": 30}))
+    assert "60 rollouts (30 prompts" in said
+    assert usd in said
+
+
+def test_a_dry_run_names_a_machine_without_a_price(tmp_path: Path) -> None:
+    assert describe(config(tmp_path, machine="h10")).startswith("no estimate: machine 'h10' is not in the price table")
+
+
 def test_a_dry_run_estimates_by_the_last_ledger(tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
-    ledger = {"rollouts": 10, "engine_seconds": 5.0, "prompt_tokens": 1000, "completion_tokens": 200}
+    ledger = {"rollouts": 10, "engine_seconds": 5.0, "total": {"prompt_tokens": 1000, "completion_tokens": 200}}
     (tmp_path / "rollouts" / "ledger.json").write_text(json.dumps(ledger))
     said = describe(config(tmp_path))
     assert "about 30,000 prompt and 6,000 completion tokens, 0.0417 hours" in said

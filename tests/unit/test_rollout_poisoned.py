@@ -31,6 +31,7 @@ SAID = {
     "said twice, again": "what is the weather like in Lima today?",
     "refused": "refuse me",
     "broken arguments": "call me wrongly",
+    "nested calls": "call me deeply",
     "judged with nonsense": "judge me with nonsense",
     **{f"endpoint: {what}": f"give me {what}" for what in BROKEN},
 }
@@ -41,6 +42,7 @@ EXPECTED = {
     "said twice, again": "near_duplicate",
     "refused": "failed",
     "broken arguments": "malformed",
+    "nested calls": "malformed",
     "judged with nonsense": "no_score",
     "tool hangs": "timed_out",
     "tool blocks": "timed_out",
@@ -90,6 +92,8 @@ def reply(body: dict[str, Any], times: int) -> bytes:
         return broken
     if body["messages"][0]["role"] == "system":
         return http(200, completion("bananas" if "nonsense" in said else "Score: 5"))
+    if "call me deeply" in said:
+        return http(200, completion('<tool_call>{"name": "f", "arguments": {"a": ' + "[" * 600 + "]" * 600 + "}}</tool_call>"))
     if "call me wrongly" in said:
         message = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
         return http(200, json.dumps({"choices": [{"message": message}], "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode())

@@ -10,6 +10,7 @@ import pytest
 from supertiny.artifacts import stage_key
 from supertiny.config import validate
 from supertiny.errors import ConfigError, CorruptArtifact
+from supertiny.records import Prompt, Tool
 from supertiny.rollout.config import RolloutConfig
 from supertiny.rollout.prompts import load_prompts, with_hash
 
@@ -62,3 +63,25 @@ def test_a_split_without_prompts_is_the_configs_fault() -> None:
     task = {"path": "short_task:ShortTask", "options": {"num_prompts": 0}}
     with pytest.raises(ConfigError, match="has no prompts in split heldout"):
         with_hash(validate(RolloutConfig, {"task": task, "scripted": {}, "split": "heldout"}, "test"))
+
+
+class OddTask:
+    """One prompt that cannot be stored."""
+
+    tools: list[Tool] = []  # noqa: RUF012
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """The one."""
+        content = b"light \xff" if self._what == "bytes" else "light on"
+        name, part = (f"p{chr(0xD800) if self._what == field else ''}" for field in ("id", "slice"))
+        return [Prompt(id=name, slice=part, messages=[{"role": "user", "content": content}])]
+
+
+@pytest.mark.parametrize(("what", "why"), [("bytes", "bytes is not JSON"), ("id", "surrogates not allowed"), ("slice", "surrogates not")])
+def test_a_prompt_that_cannot_be_stored_is_named_before_anything_runs(what: str, why: str) -> None:
+    task = {"path": f"{__name__}:OddTask", "options": {"what": what}}
+    with pytest.raises(ConfigError, match=rf"prompt 'p.*' of split train cannot be stored: .*{why}"):
+        with_hash(validate(RolloutConfig, {"task": task, "scripted": {}}, "test"))

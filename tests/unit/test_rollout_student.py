@@ -41,6 +41,8 @@ class StudentLlm(ScriptedLlm):
             raise self.failure
         if text == "long":
             raise PromptRefused("too long")
+        if text == "odd":
+            raise TypeError("TextEncodeInput must be text")  # what a tokenizer says of a lone surrogate
         return Completion(text=text, token_logprobs=LOGPROBS.get(text), usage=Usage(prompt_tokens=9, completion_tokens=1))
 
 
@@ -88,10 +90,12 @@ def test_where_nobody_was_asked_there_are_no_scores() -> None:
 
 
 def test_what_the_student_cannot_take_in_has_no_score_but_a_reason(tmp_path: Path) -> None:
-    scores = scored(tmp_path, StudentLlm(), [rollout("p/0", "long"), rollout("p/1", "no such text"), rollout("p/2", "likely")])
+    texts = ("long", "no such text", "likely", "odd")
+    scores = scored(tmp_path, StudentLlm(), [rollout(f"p/{at}", text) for at, text in enumerate(texts)])
     assert (scores["p/0"].logprob, scores["p/0"].evidence) == (None, "PromptRefused: too long")
     assert (scores["p/1"].logprob, scores["p/1"].evidence) == (None, "ValueError: the student's engine gave no log-probabilities")
     assert scores["p/2"].logprob is not None
+    assert (scores["p/3"].logprob, scores["p/3"].evidence) == (None, "TypeError: TextEncodeInput must be text")
 
 
 def test_a_student_that_died_ends_the_block(tmp_path: Path) -> None:

@@ -50,6 +50,26 @@ def test_a_setting_of_an_arm_is_an_argument_of_its_engine(settings: dict[str, ob
     assert engine_arguments(ArmConfig(**settings))[argument] == value  # type: ignore[arg-type]
 
 
+def test_an_arm_on_a_share_of_a_gpu_compiles_and_takes_that_share_of_its_memory() -> None:
+    arguments = engine_arguments(ArmConfig(num_gpus=0.25, gpu_memory_utilization=0.22, kv_cache_gib=2))
+    assert arguments["enforce_eager"] is False
+    assert arguments["gpu_memory_utilization"] == 0.22
+    assert arguments["kv_cache_memory_bytes"] == 2 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_gpus": 0.25}, "set gpu_memory_utilization to at most that"),
+        ({"num_gpus": 0.25, "gpu_memory_utilization": 0.5}, "set gpu_memory_utilization to at most that"),
+        ({"gpu_memory_utilization": 0.5}, "num_gpus is 0"),
+    ],
+)
+def test_replicas_that_would_not_fit_on_their_gpu_are_refused(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ArmConfig(**settings)  # type: ignore[arg-type]
+
+
 def test_suffix_speculation_without_its_package_is_refused_and_the_message_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r'needs the package arctic-inference.*or take "ngram"'):
         engine_arguments(ArmConfig(speculation=SpeculationConfig(method="suffix")))

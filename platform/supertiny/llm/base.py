@@ -34,7 +34,8 @@ class Sampling(Record):
     seed: int | None = Field(None, ge=-(2**62), lt=2**62)
     """Of one of several completions the next number each; an engine takes 64 bits, and dies of more."""
     json_schema: dict[str, Any] | None = None
-    """The completion is JSON that this schema takes, such as `supertiny.tasks.calls.call_schema` of the tools; None leaves it free."""
+    """The completion is JSON that this schema takes, such as `supertiny.tasks.calls.call_schema` of the tools; None leaves it free. With
+    one an engine gives no `logprobs`, which would be those of the tokens that the schema allows: `Llm.score` gives them."""
 
 
 GREEDY = Sampling()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -91,13 +91,35 @@ class EndpointConfig(Config):
     timeout_seconds: float = Field(50.0, gt=0)
     """Of one try, from its first byte to the last of the answer."""
     max_retries: int = Field(5, ge=0)
-    """Further tries after 408, 409, 425, 429, a 5xx, a broken connection or an answer that was cut short."""
+    """Further tries after 403, 408, 409, 425, 429, a 5xx, a broken connection or an answer that was cut short."""
     first_backoff_seconds: float = Field(0.5, gt=0)
     """Pause before the first retry; it doubles with each, up to a minute, and is drawn between half of that and all of it."""
     max_concurrency: int = Field(32, gt=0)
     """Requests under way at once, of each of a rollout's engines; its judge counts for itself."""
     price: TokenPriceConfig | None = None
     """What it takes for tokens; None where nobody knows, and then a ledger has no dollars for it. It decides nothing of what comes out."""
+
+
+_CONDUCT = frozenset(EndpointConfig.model_fields) - {"base_url", "model", "max_tokens_field"} | {
+    "enable_prefix_caching",
+    "gpu_memory_utilization",
+    "kv_cache_gib",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "no_progress_seconds",
+    "num_threads",
+    "pipeline_parallel_size",
+    "tensor_parallel_size",
+}
+
+
+def drop_conduct(section: dict[str, Any] | None) -> None:
+    """Take out of an engine's or endpoint's settings how it is run: its key, pace, patience, price, memory and devices.
+
+    What was stopped for one of these can so go on with another.
+    """
+    for name in _CONDUCT & set(section or ()):
+        del section[name]  # type: ignore[union-attr]
 
 
 class RubricConfig(Config):

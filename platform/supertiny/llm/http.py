@@ -22,10 +22,10 @@ from supertiny.tasks.calls import render
 
 log = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 60.0
-_NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 403, 404, 405)
-"""A redirection too: nothing is sent anywhere else than to `base_url`."""
-_BUSY = (408, 409, 425, 429)
-"""Worth another try, as is every 5xx."""
+_NEVER_RIGHT = (301, 302, 303, 307, 308, 401, 402, 404, 405)
+"""A redirection too: nothing is sent anywhere else than to `base_url`. 402 is an account that is empty."""
+_BUSY = (403, 408, 409, 425, 429)
+"""Worth another try, as is a 5xx. 403 is a key without rights, or one prompt that a gateway's moderation flags: others' answers show."""
 _OVERLOADED = (429, 503, 529)
 """Says nothing of the request that met it."""
 
@@ -75,26 +75,22 @@ class HttpLlm:
     ) -> list[Completion]:
         """`n` completions of a conversation, tool calls written in the student's format; `logprobs` cannot be had as ids.
 
+        An endpoint that gives fewer is asked for the others.
+
         Raises:
-            PromptRefused: the endpoint says that this request is wrong, or gives fewer than `n` completions.
-            ConfigError: it does not know us, the path or the model, or it is no chat endpoint.
+            PromptRefused: the endpoint says that this request is wrong, or gives no completion.
+            ConfigError: it does not know us, the path or the model, or answers with a page.
             NoProgress: it failed at every try, or has answered nobody for two of them; for good, unless it answered others meanwhile.
         """
-        body = {"model": self._endpoint.model, "messages": list(messages), "n": n, **_sampling(sampling, self._endpoint.max_tokens_field)}
+        body = {"model": self._endpoint.model, "messages": list(messages), **_sampling(sampling, self._endpoint.max_tokens_field)}
         if tools:
             body["tools"] = list(tools)
-        async with self._places:
-            answer = await self._post(body)
-        try:
-            completions = _completions(answer)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise self._fail(ConfigError(f"{self._url} answered no chat completion ({error!r}): {str(answer)[:200]}")) from None
-        if self._costs and not answer.get("usage"):
-            self._costs = False  # one warning is enough
-            log.warning("%s does not say what it used: its tokens and dollars are counted as none, and no budget holds them", self._url)
-        if len(completions) < n:
-            raise PromptRefused(f"{self._url} answered {len(completions)} of {n} completions: {str(answer)[:200]}")
-        return completions
+        completions: list[Completion] = []
+        while (missing := n - len(completions)) > 0:  # many endpoints give one, whatever they are asked for
+            seed = {} if sampling.seed is None else {"seed": sampling.seed + len(completions)}
+            async with self._places:
+                completions += await self._post({**body, **seed, "n": missing})
+        return completions[:n]
 
     async def score(self, messages: Sequence[Message], text: str, *, tools: Sequence[Tool] = (), logprobs: int = 1) -> Completion:
         """The text as given, without tokens and at no cost: the protocol has no way to ask."""
@@ -104,7 +100,7 @@ class HttpLlm:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _post(self, body: dict[str, Any]) -> Any:
+    async def _post(self, body: dict[str, Any]) -> list[Completion]:
         pause, began, failed = self._endpoint.first_backoff_seconds, time.monotonic(), _Failed("")
         for attempt in range(self._endpoint.max_retries + 1):
             if attempt:
@@ -116,15 +112,16 @@ class HttpLlm:
                 self._answered_at = time.monotonic()
                 return answer
             failed = answer
-            if not failed.heard and time.monotonic() - max(self._heard_at, began) >= _SILENT_TRIES * self._endpoint.timeout_seconds:
+            silent_seconds = time.monotonic() - max(self._heard_at, began)
+            if not failed.heard and attempt + 1 >= _SILENT_TRIES and silent_seconds >= _SILENT_TRIES * self._endpoint.timeout_seconds:
                 raise self._fail(NoProgress(f"{self._url}: {failed.problem}, {_SILENT_TRIES} times, nor has anybody else had one"))
         problem = f"{self._url}: {failed.problem}, {self._endpoint.max_retries + 1} times"
         if self._answered_at > began and not failed.overloaded:
             raise NoProgress(f"{problem}, while others were answered")
-        raise self._fail(NoProgress(problem))
+        raise self._fail(NoProgress(f"{problem}; lower max_concurrency or raise max_retries" if failed.overloaded else problem))
 
-    async def _try(self, body: dict[str, Any]) -> Any:
-        """The answer's JSON, or `_Failed` where another try may do better."""
+    async def _try(self, body: dict[str, Any]) -> list[Completion] | _Failed:
+        """The answer's completions, or `_Failed` where another try may do better."""
         try:
             async with asyncio.timeout(self._endpoint.timeout_seconds):
                 response = await self._client.post(self._url, json=body)
@@ -140,8 +137,8 @@ class HttpLlm:
             raise self._refusal(response.status_code, problem)
         return _Failed(problem, _retry_after(response), response.status_code in _OVERLOADED)
 
-    def _read(self, response: httpx.Response) -> Any:
-        """As `_try`; an answer that no try would better ends everything."""
+    def _read(self, response: httpx.Response) -> list[Completion] | _Failed:
+        """As `_try`; a page that no try would better ends everything."""
         try:
             answer = response.json()
         except (ValueError, RecursionError):
@@ -150,7 +147,16 @@ class HttpLlm:
             return _Failed(f"HTTP {response.status_code}, cut short after {len(response.content)} bytes")
         if isinstance(answer, dict) and answer.get("error") and not answer.get("choices"):  # as gateways report what is behind them
             return _Failed(f"HTTP {response.status_code} {self._said(response)}")
-        return answer
+        try:
+            completions = _completions(answer)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            return _Failed(f"answered no chat completion: {self._said(response)}")
+        if not completions:
+            raise PromptRefused(f"{self._url} answered no choice: {self._said(response)}")
+        if self._costs and not answer.get("usage"):
+            self._costs = False  # one warning is enough
+            log.warning("%s does not say what it used: its tokens and dollars are counted as none, and no budget holds them", self._url)
+        return completions
 
     def _said(self, response: httpx.Response) -> str:
         """The beginning of an answer, without the key: some endpoints send that back."""
@@ -183,8 +189,6 @@ def _sampling(sampling: Sampling, max_tokens_field: str) -> dict[str, Any]:
     body: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, max_tokens_field: sampling.max_tokens}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
-    if sampling.seed is not None:
-        body["seed"] = sampling.seed
     if sampling.json_schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": sampling.json_schema, "strict": True}}
     return body

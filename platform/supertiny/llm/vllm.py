@@ -94,12 +94,17 @@ class VllmLlm:
         """`n` completions of a conversation; with `logprobs` = K > 0, each with the top K tokens at every position, at temperature 1.
 
         Raises:
-            PromptRefused: the prompt leaves no room for `max_tokens`, or vLLM refuses the request: it has no grammar for its schema, say.
+            PromptRefused: the prompt leaves no room for `max_tokens`, `logprobs` are asked for beside a JSON schema, or vLLM refuses the
+                request: it has no grammar for its schema, say.
             NoProgress: nothing came out of the engine for `no_progress_seconds`.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        if logprobs and sampling.json_schema is not None:  # vLLM takes them after it has masked what the schema forbids
+            raise PromptRefused(
+                "under a JSON schema the log-probabilities are not the model's own; leave logprobs out, and score the answer"
+            )
         prompt_ids = prompt_token_ids(self._tokenizer, messages, tools)
         self._check_length(len(prompt_ids), sampling.max_tokens)
         params = SamplingParams(

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from supertiny.config import Config, StageConfig
-from supertiny.llm.config import EndpointConfig, EngineConfig, RubricConfig, ScriptedConfig
+from supertiny.llm.config import EndpointConfig, EngineConfig, RubricConfig, ScriptedConfig, drop_conduct
 
 
 class LayoutConfig(Config):
@@ -128,11 +128,11 @@ class RatesConfig(Config):
     engine_seconds: float = Field(gt=0)
     """Busy seconds of one engine a rollout, many in flight: `engine_seconds` of a ledger over its `rollouts`."""
     prompt_tokens: float = Field(0.0, ge=0)
-    """Of all calls of the pipeline and the judge."""
+    """Of all calls, the filters' included."""
     completion_tokens: float = Field(0.0, ge=0)
     """Likewise."""
     endpoint_usd: float = Field(0.0, ge=0)
-    """Dollars for the tokens of endpoints."""
+    """Dollars for the tokens of endpoints; left out, `endpoint.price` for the tokens above."""
 
 
 class CostConfig(Config):
@@ -192,26 +192,28 @@ class RolloutConfig(StageConfig):
 
     @model_validator(mode="after")
     def _devices_for_every_worker(self) -> RolloutConfig:
-        if self.endpoint is not None or self.scripted is not None:
-            return self
-        workers, cpus, gpus = self.engine.num_workers, self.layout.cpus_per_engine, self.layout.gpus_per_engine
-        if gpus == 0 and workers > max(1, cpus):
-            raise ValueError(f"engine has {workers} workers on layout.cpus_per_engine {cpus:g}; give it {workers}, or GPUs")
-        if gpus > 0 and workers != max(1, gpus):
-            raise ValueError(f"engine has {workers} workers and layout.gpus_per_engine is {gpus:g}: a worker is one GPU")
-        share = self.engine.gpu_memory_utilization
-        if 0 < gpus < 1 and (share is None or share > gpus):
-            raise ValueError(f"engines share a GPU (layout.gpus_per_engine {gpus:g}): set engine.gpu_memory_utilization to at most that")
+        cpus, gpus = self.layout.cpus_per_engine, self.layout.gpus_per_engine
+        for place, engine in self.engines().items():
+            workers, share = engine.num_workers, engine.gpu_memory_utilization
+            if gpus == 0 and workers > max(1, cpus):
+                raise ValueError(f"{place} has {workers} workers on layout.cpus_per_engine {cpus:g}; give it {workers}, or GPUs")
+            if gpus > 0 and (workers > max(1, gpus) or (place == "engine" and workers < gpus)):  # a student's may be smaller than its place
+                raise ValueError(f"{place} has {workers} workers and layout.gpus_per_engine is {gpus:g}: a worker is one GPU")
+            if 0 < gpus < 1 and (share is None or share > gpus):
+                raise ValueError(
+                    f"engines share a GPU (layout.gpus_per_engine {gpus:g}): set {place}.gpu_memory_utilization to at most that"
+                )
         return self
 
     @model_validator(mode="after")
     def _time_to_try_again(self) -> RolloutConfig:
-        row, call = self.layout.row_timeout_seconds, self.endpoint.timeout_seconds if self.endpoint is not None else 0
-        if row <= 2 * call:
-            raise ValueError(
-                f"layout.row_timeout_seconds {row:g} has no room for two tries of endpoint.timeout_seconds {call:g}: "
-                "an endpoint that is gone would look like rows that are slow"
-            )
+        row = self.layout.row_timeout_seconds
+        for place, call in ((place, endpoint.timeout_seconds) for place, endpoint in self.endpoints().items()):
+            if row <= 2 * call:
+                raise ValueError(
+                    f"layout.row_timeout_seconds {row:g} has no room for two tries of {place}.timeout_seconds {call:g}: "
+                    "an endpoint that is gone would look like rows that are slow"
+                )
         return self
 
     @model_validator(mode="after")
@@ -232,16 +234,26 @@ class RolloutConfig(StageConfig):
             )
         return self
 
+    def engines(self) -> dict[str, EngineConfig]:
+        """The engines that are built, by where they stand in the config."""
+        likelihood, asked = self.filters.likelihood, self.endpoint is None and self.scripted is None
+        found = {"engine": self.engine if asked else None, "filters.likelihood.engine": likelihood.engine if likelihood else None}
+        return {place: engine for place, engine in found.items() if engine is not None}
+
+    def endpoints(self) -> dict[str, EndpointConfig]:
+        """The endpoints that are asked, by where they stand in the config."""
+        judge = self.filters.judge
+        found = {"endpoint": self.endpoint, "filters.judge.endpoint": judge.endpoint if judge else None}
+        return {place: endpoint for place, endpoint in found.items() if endpoint is not None}
+
     def endpoints_without_price(self) -> list[str]:
         """Where the config has endpoints whose tokens' price it does not give."""
-        judge = self.filters.judge
-        places = {"endpoint": self.endpoint, "filters.judge.endpoint": judge.endpoint if judge else None}
-        return [place for place, endpoint in places.items() if endpoint is not None and endpoint.price is None]
+        return [place for place, endpoint in self.endpoints().items() if endpoint.price is None]
 
     def settings(self) -> dict[str, Any]:
-        """The fields that decide the result: layout, cost and prices do not, so that a run may go on with others."""
+        """The fields that decide the result: layout, cost and how models are run do not, so that a run may go on with others."""
         values = super().settings()
-        for endpoint in (values["endpoint"], (values["filters"]["judge"] or {}).get("endpoint")):
-            if endpoint is not None:
-                del endpoint["price"]
+        likelihood, judge = values["filters"]["likelihood"] or {}, values["filters"]["judge"] or {}
+        for section in (values["engine"], likelihood.get("engine"), values["endpoint"], judge.get("endpoint")):
+            drop_conduct(section)
         return {key: value for key, value in values.items() if key not in ("layout", "cost")}

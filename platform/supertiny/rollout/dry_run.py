@@ -8,6 +8,7 @@ from pathlib import Path
 from supertiny.config import TaskConfig
 from supertiny.cost import machine_price
 from supertiny.errors import SupertinyError
+from supertiny.records import Usage
 from supertiny.rollout.config import RatesConfig, RolloutConfig
 from supertiny.rollout.estimate import estimate, ledger_rates
 from supertiny.tasks.base import load_task
@@ -17,12 +18,12 @@ def describe(config: RolloutConfig) -> str:
     """One line: an estimate, or why there is none. It loads the task, and neither Ray nor an engine."""
     try:
         num_prompts = count_prompts(config.task, config.split, config.limit)
+        price = machine_price(config.cost.machine, config.cost.prices)
         rates, source = _rates(config)
         num_rollouts = num_prompts * config.group_size
         rows = f"{num_rollouts:,} rollouts ({num_prompts:,} prompts, {config.group_size} completions each)"
         if rates is None:
             return f"{rows}; no estimate of tokens and dollars: {source}"
-        price = machine_price(config.cost.machine, config.cost.prices)
         found = estimate(num_rollouts, rates, config.layout.num_engines[1], price.usd_per_hour * config.cost.num_machines)
     except (SupertinyError, OSError, ValueError) as error:
         return f"no estimate: {error}"
@@ -43,9 +44,17 @@ def count_prompts(task: TaskConfig, split: str, limit: int | None) -> int:
 def _rates(config: RolloutConfig) -> tuple[RatesConfig | None, str]:
     """The stated rates, or else the last ledger's, and where they are from."""
     if config.cost.rates is not None:
-        return config.cost.rates, "cost.rates"
+        return _with_tokens_price(config.cost.rates, config), "cost.rates"
     path = Path(config.run_root).expanduser() / config.name / "ledger.json"
     if not path.exists():
         return None, f"there is no ledger {path} of an earlier run; set cost.rates"
     rates = ledger_rates(json.loads(path.read_text()))
     return rates, f"the ledger {path}" if rates else f"the ledger {path} has no engine_seconds; set cost.rates"
+
+
+def _with_tokens_price(rates: RatesConfig, config: RolloutConfig) -> RatesConfig:
+    """The rates, with what the endpoint takes for their tokens where they do not say it."""
+    if "endpoint_usd" in rates.model_fields_set or config.endpoint is None or config.endpoint.price is None:
+        return rates
+    tokens = Usage(prompt_tokens=round(rates.prompt_tokens), completion_tokens=round(rates.completion_tokens))
+    return rates.model_copy(update={"endpoint_usd": config.endpoint.price.usd(tokens)})

@@ -55,9 +55,8 @@ def measured_rates(num_rollouts: int, total: StepUsage) -> RatesConfig | None:
 
 
 def ledger_rates(ledger: Mapping[str, Any]) -> RatesConfig | None:
-    """The rates that a ledger shows, its filters' tokens included; None where it shows none."""
-    judge = ledger.get("judge", {})
-    tokens = {name: ledger.get(name, 0) + judge.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+    """The rates that a ledger shows, those of its filters' calls included; None where it shows none."""
+    tokens = {name: ledger.get("total", {}).get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
     endpoint_usd = ledger.get("cost", {}).get("endpoint_usd") or 0.0
     total = StepUsage(usage=Usage(**tokens), engine_seconds=ledger.get("engine_seconds", 0.0), endpoint_usd=endpoint_usd)
     return measured_rates(ledger.get("rollouts", 0), total)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,8 @@ log = logging.getLogger(__name__)
 
 WORKING_FOLDERS = (".rows", ".blocks", ".done", ".spent", ".unscored", ".scores", ".scored")
 _PROMPTS_AT_ONCE = 500
+_RAYS_ADVICE = re.compile(r"\nFailed to .* after \d+/\d+ attempts \(total backoff")
+"""What Ray Data writes behind the message of an error: how to have it try again."""
 
 
 def rollout(config: RolloutConfig) -> Artifact:
@@ -204,6 +207,7 @@ def _start(
     """Begin to send rows through actors into blocks; how many actors there will be, and what ends with the last block."""
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    hide_tracebacks()
     num_engines = check_fits(layout)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -254,9 +258,20 @@ def own_error(error: BaseException) -> BaseException:
     while inner is not None:
         deeper = getattr(inner, "cause", None) or inner.__cause__
         if isinstance(inner, SupertinyError) and not isinstance(deeper, SupertinyError):
-            return inner
+            return type(inner)(_RAYS_ADVICE.split(str(inner))[0])
         inner = deeper
     return error
+
+
+def hide_tracebacks() -> None:
+    """Keep those of Ray Data, hundreds of lines for an error of ours, out of what a person sees; what fails is raised here, too."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the other one writes the session's file, which has all
+            handler.addFilter(_has_no_traceback)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return not record.exc_info and "please open an issue on the Ray project" not in record.getMessage()
 
 
 def check_fits(layout: LayoutConfig) -> int:

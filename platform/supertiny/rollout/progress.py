@@ -144,7 +144,8 @@ def watch(written: Future[None], tally: Tally, goal: Goal, spending: Spending, t
         elif time.monotonic() - moved > goal.no_progress_seconds:
             raise NoProgress(
                 f"no block of rollouts finished for {goal.no_progress_seconds:g} s, {tally.rollouts} of {goal.rollouts} rollouts made; "
-                "are the cluster's CPUs taken by something else? Run it again to go on from here"
+                "are the cluster's CPUs taken by something else, or is layout.block_rows too many for that time? "
+                "Run it again to go on from here"
             )
         spending.endpoint_usd = usd_before + tally.total.endpoint_usd
         spending.save()

@@ -30,11 +30,15 @@ def with_hash(config: RolloutConfig) -> RolloutConfig:
 
     Raises:
         CorruptArtifact: it asks for others.
-        ConfigError: as `load_prompts`.
+        ConfigError: as `load_prompts`, or a prompt's messages are no JSON, or its id or slice no UTF-8.
     """
     digest = hashlib.sha256(json.dumps(load_task(config.task).tools).encode())
     for prompt in load_prompts(config):
-        digest.update(json.dumps(prompt.model_dump()).encode())
+        try:
+            digest.update(json.dumps(prompt.model_dump()).encode())
+            f"{prompt.id} {prompt.slice}".encode()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{config.task.path}: prompt {prompt.id!r} of split {config.split} cannot be stored: {error}") from None
     found = digest.hexdigest()
     if config.prompts_sha256 not in (None, found):
         raise CorruptArtifact(

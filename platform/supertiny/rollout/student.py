@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.cli import configure_logging
-from supertiny.errors import ConfigError, PromptRefused
+from supertiny.errors import ConfigError
 from supertiny.records import Completion, Rollout
 from supertiny.rollout.likelihood import Score
 from supertiny.rollout.meter import Clock, Meter
@@ -57,7 +57,7 @@ class StudentActor:
         meter, started, logprob, evidence = Meter(self._llm, self._clock, STUDENT_STEP), time.monotonic(), None, ""
         try:
             logprob = mean_logprob(await meter.score(json.loads(row["messages"]), row["text"], tools=json.loads(row["tools"])))
-        except (PromptRefused, ValueError) as error:  # too long for it, or no text that can be tokenized
+        except Exception as error:  # too long for it, or nothing that its template or tokenizer takes; one that died ends the block
             evidence = clip(describe(error))
         return {
             "rollout_id": row["rollout_id"],

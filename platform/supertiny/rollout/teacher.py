@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 from supertiny.cli import configure_logging
 from supertiny.errors import SupertinyError
 from supertiny.llm.base import Llm
+from supertiny.llm.config import EndpointConfig
 from supertiny.llm.http import HttpLlm
 from supertiny.llm.judge import judge, judge_messages
 from supertiny.records import Completion, Judgement, Message, Prompt, Rollout, Verdict
@@ -85,8 +86,7 @@ class TeacherActor:
         self._judge_price = self._judge.endpoint.price if self._judge and self._judge.endpoint else price
         clock = Clock()
         self._judge_clock = clock if self._judge_llm is self._llm else Clock(lambda: 0.0)  # another's busy time is not ours
-        # a row's time runs while it waits for an endpoint's places: a few more rows than places keep them filled, and hardly wait
-        self._rows = asyncio.Semaphore(_ROWS_A_PLACE * config.endpoint.max_concurrency) if config.endpoint else nullcontext()
+        self._rows, self._judgements = places(config.endpoint), places(self._judge.endpoint if self._judge else None)
         self._sandbox = Sandbox(Start(config.task, config.filters.check_schema, *limits), self._llm, clock, price)
 
     async def __call__(self, rows: pa.Table) -> pa.Table:
@@ -131,12 +131,21 @@ class TeacherActor:
 
     async def _judged(self, llm: Meter, prompt: Prompt, text: str, verdict: Verdict, config: JudgeConfig) -> Verdict:
         try:
-            judgement = await asyncio.wait_for(judge(llm, prompt, self._tools, text, config), self._row_timeout_seconds)
+            async with self._judgements:
+                judgement = await asyncio.wait_for(judge(llm, prompt, self._tools, text, config), self._row_timeout_seconds)
         except Exception as error:
+            late = TimeoutError(f"the judge took longer than {self._row_timeout_seconds:g} s")
             asked = judge_messages(prompt, self._tools, text, config)
             judgement = Judgement(prompt=asked, answers=[], score=None, usage=llm.total.usage)
-            return rejected("judge_failed", describe(error)).model_copy(update={"judgement": judgement, "score": verdict.score})
+            return rejected("judge_failed", describe(late if type(error) is TimeoutError else error)).model_copy(
+                update={"judgement": judgement, "score": verdict.score}
+            )
         return with_judgement(verdict, judgement, config)
+
+
+def places(endpoint: EndpointConfig | None) -> AbstractAsyncContextManager[Any]:
+    """What a row waits for before its time runs: a few more rows than an endpoint takes requests keep it busy, and hardly wait."""
+    return asyncio.Semaphore(_ROWS_A_PLACE * endpoint.max_concurrency) if endpoint else nullcontext()
 
 
 def be_silent() -> None:

@@ -61,7 +61,13 @@ class ArmConfig(Config):
     adapters: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], str] = Field(default_factory=dict)
     """LoRA adapters of the student by name, folders as PEFT writes them; each is a model `student:<name>`, and `auto` asks for none."""
     kv_cache_gib: int = Field(1, ge=1)
-    """Memory for keys and values, GiB a replica (vLLM's VLLM_CPU_KVCACHE_SPACE)."""
+    """Memory for keys and values, GiB a replica (vLLM's VLLM_CPU_KVCACHE_SPACE, on a GPU its `kv_cache_memory_bytes`)."""
+    num_gpus: float = Field(0, ge=0, le=1)
+    """GPUs of a replica: a fraction puts several side by side on one, 0 runs on the CPU."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of the GPU's memory that vLLM may take; needed where replicas share one, and at most `num_gpus` there."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes that its replicas may be on: those with all of these labels (Ray's `label_selector`)."""
     scripted: ScriptedConfig | None = None
     """A fake engine in place of the model, to measure what is around one; the model is not opened."""
 
@@ -76,6 +82,15 @@ class ArmConfig(Config):
             )
         if self.scripted is not None and self.adapters:
             raise ValueError("adapters: a scripted engine has no model to adapt")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_of_a_gpu(self) -> Self:
+        share = self.gpu_memory_utilization
+        if share is not None and self.num_gpus == 0:
+            raise ValueError("gpu_memory_utilization is for GPUs and num_gpus is 0; set kv_cache_gib alone")
+        if 0 < self.num_gpus < 1 and (share is None or share > self.num_gpus):
+            raise ValueError(f"replicas share a GPU (num_gpus {self.num_gpus:g}): set gpu_memory_utilization to at most that")
         return self
 
 
@@ -214,5 +229,14 @@ class ServeConfig(RoutingConfig):
     @property
     def num_cpus(self) -> int:
         """Logical CPUs that the application needs before it autoscales."""
-        student = self.student_arm.min_replicas * self.student_arm.threads if self.student is not None else 0
-        return student + (0 if self.teacher_endpoint else self.teacher_arm.min_replicas * self.teacher_arm.threads)
+        return sum(arm.min_replicas * arm.threads for arm in self._engines)
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs that it needs before it autoscales."""
+        return sum(arm.min_replicas * arm.num_gpus for arm in self._engines)
+
+    @property
+    def _engines(self) -> list[ArmConfig]:
+        student = [self.student_arm] if self.student is not None else []
+        return student if self.teacher_endpoint else [*student, self.teacher_arm]

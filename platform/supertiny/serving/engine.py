@@ -24,7 +24,7 @@ class LocalFolder(CallbackBase):
 
 
 class OneWorkerEngine(VLLMEngine):
-    """vLLM with its only worker inside the engine's process: Ray asks for one more process on the CPU, which imports vLLM once more."""
+    """vLLM with its only worker inside the engine's process: Ray asks for one more process, which imports vLLM once more."""
 
     def _start_async_llm_engine(self, vllm_engine_args, vllm_engine_config, placement_group):  # type: ignore[no-untyped-def]
         vllm_engine_config.parallel_config.distributed_executor_backend = "uni"
@@ -40,7 +40,7 @@ async def start_server(name: str, model_path: str, config: ArmConfig, trace_endp
             "enable_prompt_tokens_details": True,  # how many tokens the prefix cache answered
             **({"otlp_traces_endpoint": f"{trace_endpoint}/v1/traces"} if trace_endpoint else {}),
         },
-        accelerator_config={"kind": "cpu"},
+        accelerator_config={"kind": "cpu"},  # for Ray: it starts nothing on a GPU, since the replica holds its share of one itself
         experimental_configs={"stream_batching_interval_ms": 0},  # 50 by default: each token would wait that long
         callback_config={"callback_class": f"{LocalFolder.__module__}.{LocalFolder.__qualname__}"},
     )

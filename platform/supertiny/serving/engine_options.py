@@ -22,13 +22,15 @@ def engine_arguments(config: ArmConfig) -> dict[str, Any]:
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "block_size": config.block_size,
         "speculative_config": config.speculation and _speculation(config.speculation),
+        "kv_cache_memory_bytes": config.kv_cache_gib * 2**30 if config.num_gpus else None,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
     }
     return {
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "enable_prefix_caching": config.prefix_caching,
         "enable_chunked_prefill": config.chunked_prefill,
-        "enforce_eager": True,  # compiling on the CPU costs more than it gives at this size
+        "enforce_eager": config.num_gpus == 0,  # compiling on the CPU costs more than it gives at this size
         **{name: value for name, value in optional.items() if value is not None},
         **_adapters(config.adapters),
     }

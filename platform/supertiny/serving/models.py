@@ -141,10 +141,23 @@ def engine(name: str, model_path: Path | None, config: ArmConfig, drain_seconds:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_timeout_s=_HEALTH_CHECK_SECONDS,
         max_constructor_retry_count=2,  # each try takes most of a minute
-        placement_group_bundles=[{"CPU": config.threads}],
-        ray_actor_options={"num_cpus": config.threads, "runtime_env": {"env_vars": _environment(config)}},
+        **_place(config),
     )
     return deployed.bind(config.scripted) if config.scripted is not None else deployed.bind(name, str(model_path), config, trace_endpoint)
+
+
+def _place(config: ArmConfig) -> dict[str, Any]:
+    """What a replica takes, all of it itself: vLLM asks for a placement group, and runs its only worker beside the replica."""
+    gpus = {"GPU": config.num_gpus} if config.num_gpus else {}
+    return {
+        "placement_group_bundles": [{"CPU": config.threads, **gpus}],
+        **({"placement_group_bundle_label_selector": [config.labels]} if config.labels else {}),
+        "ray_actor_options": {
+            "num_cpus": config.threads,
+            "num_gpus": config.num_gpus,
+            "runtime_env": {"env_vars": _environment(config)},
+        },
+    }
 
 
 def _environment(config: ArmConfig) -> dict[str, str]:

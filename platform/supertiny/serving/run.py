@@ -28,7 +28,7 @@ def served(config: ServeConfig, *, port: int = 8000, no_progress_seconds: float 
 
     Raises:
         ConfigError: the port is taken, or this Ray serves already.
-        PlanTooBig: the cluster has fewer logical CPUs than the arms need.
+        PlanTooBig: the cluster has fewer logical CPUs or GPUs than the arms need.
         MissingInput, CorruptArtifact: a model is not there, or not what was promoted.
         NoProgress: a deployment failed, or nothing changed for `no_progress_seconds`; the message says where.
     """
@@ -50,9 +50,11 @@ def served(config: ServeConfig, *, port: int = 8000, no_progress_seconds: float 
 
 
 def _check_cluster(config: ServeConfig) -> None:
-    has = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-    if has < config.num_cpus:
-        raise PlanTooBig(f"serving needs {config.num_cpus} logical CPUs for its engines, the cluster has {has:g}; start Ray with more")
+    has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for kind, needed, called in (("CPU", config.num_cpus, "logical CPUs"), ("GPU", config.num_gpus, "GPUs")):
+        if has.get(kind, 0.0) < needed:
+            there = f"the cluster has {has.get(kind, 0.0):g}"
+            raise PlanTooBig(f"serving needs {needed:g} {called} for its engines, {there}; start Ray with more")
     if serve.status().proxies:
         raise ConfigError("Ray Serve runs on this cluster already; end it with `serve shutdown`, or deploy serve/ab.yaml to it")
 

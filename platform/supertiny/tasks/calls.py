@@ -21,6 +21,8 @@ from supertiny.errors import MalformedCall
 from supertiny.records import Call, Tool
 
 _BLOCK = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_DEEPEST = 100
+"""Lists and objects in one another in a call; what is read here is compared and written elsewhere, by functions that call themselves."""
 
 
 def render(calls: Sequence[Call]) -> str:
@@ -54,12 +56,14 @@ def parse_body(body: str) -> Call:
     """The call in what stands between `<tool_call>` and `</tool_call>`.
 
     Raises:
-        MalformedCall: it is not JSON, or not `{"name": …, "arguments": {…}}`.
+        MalformedCall: it is not JSON, or not `{"name": …, "arguments": {…}}`, or nested beyond reason.
     """
     try:
         values = from_json(body, allow_inf_nan=False)  # unlike json.loads it refuses lone surrogates, NaN and what is too deep
     except ValueError as error:
         raise MalformedCall(f"not JSON ({error}): {body.strip()[:80]!r}") from None
+    if _is_deeper(values, _DEEPEST):
+        raise MalformedCall(f"nested more than {_DEEPEST} levels deep: {body.strip()[:80]!r}")
     if not isinstance(values, dict) or set(values) != {"name", "arguments"}:
         raise MalformedCall(f"expected name and arguments: {body.strip()[:80]!r}")
     if not isinstance(values["name"], str) or not isinstance(values["arguments"], dict):
@@ -152,6 +156,11 @@ def _body_schema(function: dict[str, Any]) -> dict[str, Any]:
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(each, levels - 1) for each in inner)
 
 
 def _canonical(call: Call) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
+from supertiny.llm.config import drop_conduct
 from supertiny.tracking import TrackerName
 from supertiny.train.reward_config import RewardJudgeConfig, RewardWeights
 
@@ -313,10 +314,9 @@ class RlConfig(DrawConfig, TrainConfig):
     """Weight of the reverse KL to the reference (TRL's `beta`); 0 keeps no reference in memory."""
 
     def settings(self) -> dict[str, Any]:
-        """As of every training, without what the judge's endpoint takes for tokens."""
+        """As of every training, without how the judge's endpoint is asked."""
         values = super().settings()
-        if values["judge"] is not None:
-            del values["judge"]["endpoint"]["price"]
+        drop_conduct((values["judge"] or {}).get("endpoint"))
         return values
 
     @model_validator(mode="after")

@@ -72,7 +72,7 @@ def read_rows(prompts: Path, out_of_scope: list[Path], shares: Shares) -> list[R
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(path.read_text().split("\n"), 1):  # splitlines would also cut at what JSON leaves as it is
             if line.strip():
                 yield number, json.loads(line)
     except ValueError as error:
