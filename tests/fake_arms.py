@@ -50,7 +50,7 @@ class LightTask:
 
 
 class FakeArm:
-    """Answers in one call and some text; raises, hangs or breaks off when it is told to."""
+    """Answers in one call and some text; raises, hangs or breaks off when it is told to. `cold` None: nobody says whether it is."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class FakeArm:
         break_after: int | None = None,
         text: str = f"Sure.\n{KITCHEN}",
         logprobs: list[float] | None = None,
-        cold: bool = False,
+        cold: bool | Exception | None = False,
     ) -> None:
         self.samplings: list[Sampling] = []
         self.cancelled = 0
@@ -91,7 +91,11 @@ class FakeArm:
         yield Piece(finish_reason="stop", usage=completion.usage)
 
     async def starting(self) -> bool:
-        return self._cold
+        if self._cold is None:
+            await asyncio.sleep(3600)
+        if isinstance(self._cold, Exception):
+            raise self._cold
+        return bool(self._cold)
 
     async def check(self) -> None:
         await self.complete([], Sampling(max_tokens=1))

@@ -147,6 +147,14 @@ def test_a_refusal_has_openais_shape_and_nothing_from_inside(application: str, f
     assert "ray::" not in answer.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_without_room_for_the_most_tokens_is_answered_unless_it_asks_for_them(application: str, stream: bool) -> None:
+    asked = {"model": "student", "stream": stream, "messages": [{"role": "user", "content": "light " * 400}]}  # of 1,024 tokens some 800
+    assert post(application, **asked).status_code == 200
+    refused = post(application, **asked, max_tokens=256)
+    assert (refused.status_code, "maximum context length" in refused.text) == (400, True)
+
+
 def test_health_is_a_real_token_from_each_arm_and_the_models_are_listed(application: str) -> None:
     assert httpx.get(f"{application}/health", timeout=60).json() == ALIVE
     assert httpx.get(f"{application}/ready", timeout=60).json() == {"models": ["student", "teacher", "auto"], "waiting_for": []}

@@ -87,6 +87,8 @@ def test_plain_text_has_no_calls() -> None:
         '<tool_call>\n{"name": "f", "arguments": []}\n</tool_call>',
         '<tool_call>\n{"name": 1, "arguments": {}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {}, "more": 1}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"a": "\\ud83d"}}\n</tool_call>',
+        '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>',
         '<tool_call>\n{"name": "f", "arguments": {"a": ' + "9" * 5000 + "}}\n</tool_call>",
         *(
             f'<tool_call>\n{{"name": "f", "arguments": {{"a": {"[" * levels}{"]" * levels}}}}}\n</tool_call>'

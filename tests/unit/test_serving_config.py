@@ -57,6 +57,7 @@ def test_there_is_a_yaml_for_the_split_and_one_for_the_student() -> None:
         ({"student": "heal", "mode": "cascade", "traffic_fraction": 0}, "needs a promoted student"),
         ({"student": None, "mode": "shadow", "traffic_fraction": 0}, "mode shadow needs a student"),
         ({"student_arm": {"min_replicas": 0}}, "student_arm.min_replicas: 0"),
+        ({"student": "heal", "traffic_fraction": 0, "student_release": "w8a8-1f2e3d4c"}, "student_release: only an alias"),
         ({"api_keys": "st-secret"}, "api_keys: "),
         ({"trace_endpoint": "collector:4317"}, "trace_endpoint: "),
         ({"student_arm": {"min_replicas": 2}}, "max_replicas 1 is under min_replicas 2"),
@@ -87,6 +88,30 @@ def test_the_alias_names_the_folder_that_is_served(tmp_path: Path) -> None:
     promote(tmp_path, "w8a8")
     paths = model_paths(ServeConfig(run_root=str(tmp_path), teacher="teacher"))
     assert paths == {"teacher": tmp_path / "teacher", "student": student}
+
+
+def test_the_release_that_the_file_names_is_the_one_that_is_served(tmp_path: Path) -> None:
+    publish_model(tmp_path, "teacher")
+    publish_model(tmp_path, "w8a8-1")
+    new = publish_model(tmp_path, "w8a8-2")
+    promote(tmp_path, "w8a8-1")
+    config = ServeConfig(run_root=str(tmp_path), teacher="teacher", student_release="w8a8-2")
+    with pytest.raises(ConfigError, match="student_release w8a8-2, and student@production names w8a8-1"):
+        model_paths(config)
+    promote(tmp_path, "w8a8-2")
+    assert model_paths(config)["student"] == new
+    assert config.control_alone().student_release is None
+
+
+def test_serve_builds_anew_only_where_an_argument_changed() -> None:
+    from ray.serve._private.deploy_utils import get_app_code_version
+    from ray.serve.schema import ServeApplicationSchema
+
+    def version(**args: Any) -> str:
+        return str(get_app_code_version(ServeApplicationSchema(import_path="serve.app:build", args=args)))
+
+    assert version(student="student@production") == version(student="student@production")  # whatever the alias names by now
+    assert version(student_release="w8a8-1") != version(student_release="w8a8-2")
 
 
 def test_a_student_that_changed_after_its_promotion_is_not_served(tmp_path: Path) -> None:

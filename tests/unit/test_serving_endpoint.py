@@ -42,9 +42,9 @@ def test_the_pipeline_asks_the_endpoint_for_its_model_with_the_tasks_tools() -> 
     assert (bodies[0]["model"], bodies[0]["messages"], bodies[0]["tools"][0]["function"]["name"]) == ("large", ASKED, "convert")
 
 
-def test_a_prompt_that_the_endpoint_refuses_is_refused_and_not_a_failure() -> None:
-    with raw_endpoint(lambda body, times: http(400, b'{"error": {"message": "too long"}}')) as url:
-        assert isinstance(answered(url), Refused)
+def test_a_prompt_that_the_endpoint_refuses_is_refused_and_its_address_and_words_stay_inside() -> None:
+    with raw_endpoint(lambda body, times: http(400, b'{"error": {"message": "too long for node-7"}}')) as url:
+        assert answered(url) == Refused(reason="the teacher does not take this conversation")
 
 
 @pytest.mark.parametrize("broken", ["nothing", "429", "500"])

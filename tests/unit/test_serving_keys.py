@@ -7,7 +7,7 @@ import pytest
 from tests.fake_arms import FakeArm, Served
 
 from supertiny.errors import ConfigError, MissingInput
-from supertiny.serving.keys import Guard, KeyConfig, Refusal, hash_of, read_keys
+from supertiny.serving.keys import Guard, KeyConfig, Refusal, hash_of, main, read_keys
 
 ALICE, ADMIN = KeyConfig(sha256=hash_of("st-alice"), requests_per_minute=3, concurrency=2), KeyConfig(sha256=hash_of("st-root"), admin=True)
 BEARER, ROOT = {"authorization": "Bearer st-alice"}, {"authorization": "Bearer st-root"}
@@ -50,6 +50,8 @@ def test_more_than_the_keys_rate_is_429_until_the_time_it_says() -> None:
     refused = router.ask(BEARER)
     assert refused.headers["retry-after"] == "20"  # three a minute
     assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert refused.json()["error"]["message"] == "the key alice made its requests of a minute"
+    assert router.meter.counts["refusals key_429 alice"] == 2
     router.now = 20.0
     assert [router.ask(BEARER).status_code for _ in range(2)] == [200, 429]
 
@@ -120,3 +122,20 @@ def test_keys_that_are_not_there_let_nobody_in(tmp_path: Path) -> None:
     for source in (str(tmp_path / "keys.toml"), "env:NO_SUCH_KEYS"):
         with pytest.raises(MissingInput, match="where the router runs"):
             read_keys(source)
+
+
+def test_the_command_makes_keys_that_the_file_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["alice"])
+    main(["ops-1", "--admin"])
+    made = capsys.readouterr()
+    (tmp_path / "keys.toml").write_text(made.out)
+    keys = read_keys(str(tmp_path / "keys.toml"))
+    assert {name: key.admin for name, key in keys.items()} == {"alice": False, "ops-1": True}
+    assert [hash_of(line.split()[-1]) for line in made.err.splitlines()] == [key.sha256 for key in keys.values()]
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["alice@example.com"], ["a.b"]])
+def test_the_command_writes_nothing_without_a_name_that_the_file_takes(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert "sha256" not in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """Shadow and cascade over fake arms: who answers, who is asked too, what it costs, and switching without a restart."""
 
+import asyncio
+
 import pytest
-from tests.fake_arms import HALL, HELLO, KITCHEN, FakeArm, LightTask, Served
+from tests.fake_arms import HALL, HELLO, KITCHEN, LIMITS, FakeArm, LightTask, Served
 
 from supertiny.errors import ArmBusy, ConfigError, PromptRefused
 from supertiny.records import Prompt
@@ -55,6 +57,19 @@ def test_a_copy_too_many_is_dropped_and_not_queued() -> None:
     assert (router.meter.counts["shadow same"] + router.meter.counts["shadow different"], router.meter.counts["shadow dropped"]) == (1, 1)
 
 
+def test_a_copy_takes_no_place_from_a_request() -> None:
+    router = Served(SHADOW, student=FakeArm(seconds=0.1), limits=LIMITS.model_copy(update={"in_flight": 1}))
+
+    async def two() -> list[int]:
+        statuses = []
+        for _ in range(2):
+            statuses.append((await router.client.post("/v1/chat/completions", json={"model": "auto", "messages": HELLO})).status_code)
+            await asyncio.sleep(0.01)  # the first one's copy is under way
+        return statuses
+
+    assert router.run(two()) == [200, 200]
+
+
 def test_named_models_and_refused_requests_are_not_copied() -> None:
     student = FakeArm()
     router = Served(SHADOW, student=student, teacher=FakeArm(PromptRefused("too long")))
@@ -96,12 +111,36 @@ def test_a_student_in_doubt_gives_way_to_the_teacher_and_both_are_paid_for(stude
     assert router.meter.counts[f"cascade {outcome}"] == 1
 
 
-@pytest.mark.parametrize(("error", "outcome"), [(PromptRefused("too long"), "refused"), (ArmBusy("full"), "busy")])
+@pytest.mark.parametrize(
+    ("error", "outcome"), [(PromptRefused("too long"), "refused"), (ArmBusy("full"), "busy"), (RuntimeError("engine"), "failed")]
+)
 def test_a_student_without_an_answer_costs_nothing_in_a_cascade(error: Exception, outcome: str) -> None:
     router = Served(CASCADE, student=FakeArm(error))
     answer = router.ask()
     assert (answer.headers["x-supertiny-arm"], answer.json()["usage"]["total_tokens"]) == ("teacher", 39)
     assert router.meter.counts[f"cascade {outcome}"] == 1
+
+
+def test_a_verifier_that_fails_leaves_the_answer_to_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: LightTask, prompt: Prompt, text: str) -> None:
+        raise KeyError(text)
+
+    monkeypatch.setattr(LightTask, "verify", broken)
+    router = Served(CASCADE, student=FakeArm(text=KITCHEN, logprobs=[-0.1]))
+    answer = router.ask()
+    assert (answer.headers["x-supertiny-arm"], answer.json()["usage"]["total_tokens"]) == ("teacher", 2 * 39)
+    assert router.meter.counts["cascade failed"] == 1
+
+
+@pytest.mark.parametrize("mode", ["split", "cascade"])
+def test_a_stream_says_when_it_began(mode: str) -> None:
+    router = Served({"mode": mode, "traffic_fraction": 1.0}, student=FakeArm(text=KITCHEN, logprobs=[-0.1]))
+    began: list[str] = []
+    router.meter.first_token = lambda arm, seconds: began.append(arm)  # type: ignore[method-assign]
+    router.ask()
+    assert began == []
+    router.ask(stream=True)
+    assert began == ["student"]
 
 
 def test_a_cascade_streams_what_it_decided_on() -> None:

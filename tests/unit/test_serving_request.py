@@ -20,11 +20,13 @@ def parsed(**fields: Any) -> ChatRequest:
 
 def test_a_request_without_sampling_is_greedy_and_as_long_as_the_limit() -> None:
     sampling = parsed().sampling(LimitsConfig(completion_tokens=99))
+    assert sampling.fit_context
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.stop, sampling.seed) == (0.0, 1.0, 99, (), None)
 
 
 def test_max_completion_tokens_goes_before_max_tokens_and_one_stop_is_a_list_of_one() -> None:
     sampling = parsed(max_tokens=3, max_completion_tokens=5, stop="\n").sampling(LimitsConfig())
+    assert not sampling.fit_context
     assert (sampling.max_tokens, sampling.stop) == (5, ("\n",))
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import re
+from collections.abc import MutableMapping
+from typing import Any
 
+import httpx
 import pytest
 from tests.fake_arms import HELLO, FakeArm, Served
 
@@ -72,8 +75,9 @@ def test_an_adapter_is_a_model_that_only_its_name_asks_for() -> None:
 
 
 def test_an_unknown_model_is_not_found_and_the_message_lists_the_models() -> None:
-    answer = Served(student=FakeArm()).ask(model="gpt")
-    assert answer.status_code == 404
+    router = Served(student=FakeArm())
+    answer = router.ask(model="gpt")
+    assert (answer.status_code, router.meter.counts["refusals http_404"]) == (404, 1)
     assert answer.json()["error"]["message"] == "no model 'gpt'; there are teacher, student, auto"
 
 
@@ -108,6 +112,19 @@ def test_a_request_that_waited_in_vain_for_a_teacher_without_replicas_may_come_a
     answer = router.ask(model=model, stream=stream)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
     assert answer.json()["error"]["message"] == "the teacher is starting; try again"
+
+
+@pytest.mark.parametrize("cold", [None, RuntimeError("no controller")], ids=["hangs", "fails"])
+def test_a_late_request_is_answered_even_where_nobody_says_whether_the_arm_is_up(cold: Exception | None) -> None:
+    answer = Served(student=FakeArm(seconds=5, cold=cold)).ask(model="student")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (504, "the student did not answer in time")
+
+
+def test_an_answer_with_what_no_json_can_hold_goes_out_as_text() -> None:
+    block = '<tool_call>{"name": "set_light", "arguments": {"room": "\\ud83d"}}</tool_call>'
+    router = Served(student=FakeArm(text=block))
+    assert router.ask(model="student").json()["choices"][0]["message"] == {"role": "assistant", "content": block}
+    assert "[DONE]" in router.ask(model="student", stream=True).text
 
 
 def test_a_stream_that_breaks_ends_with_an_error_event_and_without_done() -> None:
@@ -156,6 +173,17 @@ def test_a_router_is_ready_once_every_arm_has_drawn_a_token_and_then_asks_no_mor
     assert client.get("/ready").status_code == 200
 
 
+def test_many_who_ask_whether_it_is_ready_share_one_token() -> None:
+    student = FakeArm(seconds=0.05)
+    router = Served(student=student)
+
+    async def many() -> list[httpx.Response]:
+        return await asyncio.gather(*(router.client.get("/ready") for _ in range(20)))
+
+    assert {answer.status_code for answer in router.run(many())} == {200}
+    assert len(student.samplings) == 1
+
+
 def test_a_header_of_serves_that_would_keep_a_left_request_running_is_refused() -> None:
     answer = Served({"traffic_fraction": 0.0}).ask({"x-request-disconnect-disabled": "?1"})
     assert answer.status_code == 400
@@ -190,6 +218,26 @@ def test_a_client_that_leaves_cancels_its_generation() -> None:
 
     router.run(leave())
     assert (arm.cancelled, router.meter.in_flight.total(), router.meter.counts["requests student requested 499"]) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(("leaves", "status"), [(True, 499), (False, 408)])
+def test_a_body_that_does_not_come_whole_is_a_refusal_and_no_failure(leaves: bool, status: int) -> None:
+    router = Served({"traffic_fraction": 0.0})
+
+    async def receive() -> dict[str, object]:
+        if not leaves:
+            await asyncio.sleep(5)
+        return {"type": "http.disconnect"}
+
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": []}
+    router.run(router.app(scope, receive, send))
+    assert sent[0]["status"] == status
+    assert router.meter.counts[f"refusals http_{status}"] == 1
 
 
 def test_the_openapi_document_holds_the_bodies_and_every_reference_leads_somewhere() -> None:

@@ -26,6 +26,8 @@ class Sampling(Record):
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(256, gt=0)
+    fit_context: bool = False
+    """Where the model's context has no room for `max_tokens`, a served engine draws fewer instead of refusing the prompt."""
     stop: tuple[str, ...] = ()
     """Texts that end the completion, and are no part of it. One that is cut so comes without `token_ids` and `top_k`: those that were drawn
     are not its text's. `Llm.score` gives them."""

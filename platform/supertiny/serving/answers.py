@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 
 from fastapi import HTTPException
@@ -35,6 +35,7 @@ from supertiny.serving.tracing import Span, Tracer
 from supertiny.tasks.base import Task
 
 _LONGEST_SESSION = 256
+_EXPLAINED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Answers:
         Raises:
             HTTPException: there is none; its status and message are for the client.
         """
-        if self.meter.in_flight.total() >= self.limits.in_flight:
+        if self.meter.in_flight.total() - self._shadow.in_flight >= self.limits.in_flight:
             self.meter.refused("router_full")
             raise HTTPException(503, "the router is overloaded; try again", {"retry-after": "1"})
         exchange = self._exchange(shape, request, headers)
@@ -162,20 +163,24 @@ class Answers:
         if request.model in self.arms:
             return request.model, "requested"
         if request.model == "student":
-            raise HTTPException(404, "no student is served: none was promoted, or its gate did not pass; ask for teacher or auto")
+            raise self._refusal(404, "no student is served: none was promoted, or its gate did not pass; ask for teacher or auto")
         if request.model != "auto":
-            raise HTTPException(404, f"no model {request.model[:64]!r}; there are {', '.join(self.models)}")
+            raise self._refusal(404, f"no model {request.model[:64]!r}; there are {', '.join(self.models)}")
         if len(session or "") > _LONGEST_SESSION:
-            raise HTTPException(400, f"{SESSION_HEADER}: over {_LONGEST_SESSION} characters")
+            raise self._refusal(400, f"{SESSION_HEADER}: over {_LONGEST_SESSION} characters")
         if routing.mode == "cascade":
             return "student", "cascade"
         return assign(routing.salt, session_of(session, request.user), routing.traffic_fraction), routing.mode
+
+    def _refusal(self, status: int, message: str) -> HTTPException:
+        self.meter.refused(f"http_{status}")
+        return HTTPException(status, message)
 
     async def _explained(self, exchange: Exchange, error: Exception) -> Exception:
         """What failed; the deadline of a request that waited for an arm without a replica is no fault of either."""
         if isinstance(error, TimeoutError):
             for name in self.arms if exchange.assignment == "cascade" else (exchange.arm,):
-                if await self.arms[name].starting():
+                if await _starting(self.arms[name]):
                     return refusals.of_start(name, exchange.headers)
         return error
 
@@ -193,6 +198,8 @@ class Answers:
         answer: Answered = await cascade(arms["student"], arms["teacher"], self.task, threshold, exchange.messages, exchange.sampling)
         self.meter.cascade(answer.outcome)
         exchange.arm, exchange.confidence = answer.arm, answer.confidence
+        if exchange.request.stream:
+            self.meter.first_token(exchange.arm, exchange.seconds)
         return self._written(exchange, answer.completion)
 
     def _written(self, exchange: Exchange, completion: Completion) -> Response:
@@ -222,6 +229,14 @@ class Answers:
             self._shadow.copy(
                 exchange.routing.shadow, (other, self.arms[other]), exchange.messages, exchange.sampling, exchange.text, self.limits.seconds
             )
+
+
+async def _starting(arm: Arm) -> bool:
+    """Whether an arm says soon that it has no replica: who is past the deadline waits for no controller that is away."""
+    with suppress(Exception):
+        async with asyncio.timeout(_EXPLAINED_SECONDS):
+            return await arm.starting()
+    return False
 
 
 async def _one(piece: Piece) -> AsyncIterator[Piece]:

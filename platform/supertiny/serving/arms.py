@@ -28,6 +28,8 @@ Answer = TypeVar("Answer")
 log = logging.getLogger(__name__)
 _PROBE: list[Message] = [{"role": "user", "content": "ping"}]
 _ONE_TOKEN = Sampling(max_tokens=1)
+_NOT_TAKEN = "the teacher does not take this conversation"
+"""All that a client learns of somebody else's endpoint: its address and its words stay inside."""
 
 
 class ServeLlm:
@@ -142,7 +144,10 @@ class TeacherPipeline:
                 async with asyncio.timeout(call.seconds):
                     return await self._task.teach(Prompt(id="request", messages=list(messages)), self._llm)
         except PromptRefused as error:
-            return Refused(reason=str(error))
+            if isinstance(self._llm, ServeLlm):
+                return Refused(reason=str(error))
+            log.debug("%s", error)  # it may quote the prompt
+            return Refused(reason=_NOT_TAKEN)
         except NoProgress as error:  # an endpoint that stays away
             log.warning("%s", error)
             raise ArmBusy("the teacher's endpoint failed at every try") from None

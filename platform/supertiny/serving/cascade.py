@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -12,8 +13,9 @@ from supertiny.records import Completion, Message, Prompt, Record
 from supertiny.serving.arm import Arm
 from supertiny.tasks.base import Task
 
-Outcome = Literal["kept", "invalid", "unsure", "refused", "busy"]
+Outcome = Literal["kept", "invalid", "unsure", "refused", "busy", "failed"]
 """Why the student's answer stands, or why the teacher was asked."""
+log = logging.getLogger(__name__)
 
 
 class Answered(Record):
@@ -46,6 +48,11 @@ async def cascade(student: Arm, teacher: Arm, task: Task, threshold: float, mess
         outcome = "refused"
     except ArmBusy:
         outcome = "busy"
+    except TimeoutError:  # nothing is left for the teacher
+        raise
+    except Exception as error:
+        log.error("the student, or the verifier of its answer, failed: %s", type(error).__name__, exc_info=error)
+        outcome = "failed"
     sure = confidence(first) if first is not None else None
     if first is not None and outcome == "kept":
         return Answered(arm="student", outcome=outcome, completion=first, confidence=sure)

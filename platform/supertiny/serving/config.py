@@ -160,6 +160,9 @@ class ServeConfig(RoutingConfig):
     """The task: its tools and its teacher pipeline."""
     student: str | None = "student@production"
     """Alias (`name@stage`) that `jobs/promote.py` moves, or a model artifact; None serves the teacher alone."""
+    student_release: str | None = None
+    """Name of the release that the alias has to name, such as `w8a8-1f2e3d4c`. Serve builds a deployed application anew only where its
+    arguments change, so writing the newest here is how `serve deploy` takes a promotion up. None serves what the alias names then."""
     teacher: str = "package://supertiny.tasks.assistant/models/teacher"
     """Model artifact that the teacher pipeline calls."""
     teacher_endpoint: EndpointConfig | None = None
@@ -190,6 +193,12 @@ class ServeConfig(RoutingConfig):
         return self
 
     @model_validator(mode="after")
+    def _only_an_alias_has_releases(self) -> Self:
+        if self.student_release is not None and not self.student_is_promoted:
+            raise ValueError(f"student_release: only an alias such as student@production names releases, got student = {self.student!r}")
+        return self
+
+    @model_validator(mode="after")
     def _the_student_is_always_there(self) -> Self:
         if self.student is not None and self.student_arm.min_replicas == 0:
             raise ValueError("student_arm.min_replicas: 0 would let a cold start, about a minute, stand before an answer; at least 1")
@@ -215,7 +224,7 @@ class ServeConfig(RoutingConfig):
 
     def control_alone(self) -> ServeConfig:
         """The teacher pipeline without a student: it answers all of `auto`."""
-        return self.model_copy(update={"student": None, "mode": "split", "traffic_fraction": 0.0})
+        return self.model_copy(update={"student": None, "student_release": None, "mode": "split", "traffic_fraction": 0.0})
 
     @property
     def num_cpus(self) -> int:

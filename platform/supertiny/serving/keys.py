@@ -1,6 +1,7 @@
 """API keys: who may ask, how often, and how much at a time.
 
     python -m supertiny.serving.keys alice >> keys.toml      # prints the key once, on stderr; the file gets its hash alone
+    python -m supertiny.serving.keys ops --admin >> keys.toml
 
 A key is 256 random bits, so a plain SHA-256 of it can be neither guessed nor looked up, and checking one costs microseconds. A slow
 hash such as scrypt is for passwords, which people choose; here it would cost every request 50 ms.
@@ -8,13 +9,15 @@ hash such as scrypt is for passwords, which people choose; here it would cost ev
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
@@ -44,7 +47,7 @@ class KeysConfig(Config):
     """The content of a file of keys."""
 
     keys: dict[str, KeyConfig] = Field(min_length=1)
-    """By name; the name is what logs and metrics show."""
+    """By name; the name is what a refusal says, and what metrics count it under."""
 
 
 def read_keys(source: str) -> dict[str, KeyConfig]:
@@ -71,12 +74,14 @@ class Refusal(Exception):
     Args:
         status: 401 for no or a wrong key, 403 for the wrong kind of key, 429 for too much.
         retry_after: seconds until another try may do, for 429.
+        key: name of the key; empty where there is none.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after: int | None = None, key: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
+        self.key = key
 
 
 class Guard:
@@ -103,7 +108,7 @@ class Guard:
             return
         visitor = self._known(authorization)
         if visitor.key.admin:
-            raise Refusal(403, "an admin key cannot ask the models")
+            raise Refusal(403, "an admin key cannot ask the models", key=visitor.name)
         with visitor.turn():
             yield
 
@@ -113,8 +118,9 @@ class Guard:
             if admin:
                 raise Refusal(403, "there is no admin key; set api_keys")
             return
-        if self._known(authorization).key.admin < admin:
-            raise Refusal(403, "this needs an admin key")
+        visitor = self._known(authorization)
+        if visitor.key.admin < admin:
+            raise Refusal(403, "this needs an admin key", key=visitor.name)
 
     def _known(self, authorization: str | None) -> _Visitor:
         scheme, _, key = (authorization or "").partition(" ")
@@ -132,7 +138,7 @@ class _Visitor:
     """What one key has in flight, and how many requests it may still make (a token bucket)."""
 
     def __init__(self, name: str, key: KeyConfig, routers: int, clock: Callable[[], float]) -> None:
-        self.key = key
+        self.name, self.key = name, key
         self._concurrency = ceil(key.concurrency / routers)
         self._per_second = key.requests_per_minute / routers / 60
         self._most = max(key.requests_per_minute / routers, 1.0)
@@ -145,9 +151,10 @@ class _Visitor:
         now = self._clock()
         self._left, self._at = min(self._most, self._left + (now - self._at) * self._per_second), now
         if self._in_flight >= self._concurrency:
-            raise Refusal(429, f"this key has {self._in_flight} requests in flight, the most it may", 1)
+            raise Refusal(429, f"the key {self.name} has {self._in_flight} requests in flight, the most it may", 1, self.name)
         if self._left < 1:
-            raise Refusal(429, "this key made its requests of a minute", ceil((1 - self._left) / self._per_second))
+            seconds = ceil((1 - self._left) / self._per_second)
+            raise Refusal(429, f"the key {self.name} made its requests of a minute", seconds, self.name)
         self._left -= 1
         self._in_flight += 1
         try:
@@ -168,11 +175,17 @@ def _text(source: str) -> str:
         raise MissingInput(f"api_keys {source}: {error.strerror}, where the router runs") from None
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make a key of the name that the command line gives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("name", help="whose key it is: letters, digits, _ and -")
+    parser.add_argument("--admin", action="store_true", help="sees /admin/status, and cannot ask the models")
+    flags = parser.parse_args(argv)
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", flags.name):
+        parser.error(f"{flags.name!r}: a name has letters, digits, _ and -, so that it can head its part of the file")
     key = _PREFIX + secrets.token_urlsafe(32)
     print(f"the key, shown this once: {key}", file=sys.stderr)
-    print(f'[{sys.argv[1]}]\nsha256 = "{hash_of(key)}"\n')
+    print(f'[{flags.name}]\nsha256 = "{hash_of(key)}"\n' + ("admin = true\n" if flags.admin else ""))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ class Meter:
         """A request is over."""
         self.counts[f"requests {arm} {assignment} {status}"] += 1
 
-    def refused(self, reason: str) -> None:
-        """A request came to no arm."""
-        self.counts[f"refusals {reason}"] += 1
+    def refused(self, reason: str, key: str = "") -> None:
+        """A request came to no arm; `key` names whose it was, where its key is why."""
+        self.counts[f"refusals {reason} {key}".rstrip()] += 1
 
     def first_token(self, arm: str, seconds: float) -> None:
         """From the request to the first piece of a streamed answer."""

@@ -65,12 +65,13 @@ class EngineServer:
         request = _engine_request(messages, tools, n, sampling, adapter, logprobs=logprobs > 0, stream=False)
         try:
             async with asyncio.timeout(call.seconds):
-                async for answer in await self._server.chat(request, _trace(call)):
-                    return _completions(answer)
+                answer = await self._answer(request, call)
+                if isinstance(answer, Refused) and sampling.fit_context:
+                    answer = await self._answer(_as_far_as_it_goes(request), call)
+                return answer
         except Exception as error:
             await self._end_with_the_engine(error)
             raise
-        raise RuntimeError("the engine gave no answer")
 
     async def stream(
         self, messages: Sequence[Message], tools: Sequence[Tool], sampling: Sampling, call: CallContext, adapter: str | None = None
@@ -78,13 +79,28 @@ class EngineServer:
         """One completion as it is drawn, or why there is none."""
         request = _engine_request(messages, tools, 1, sampling, adapter, logprobs=False, stream=True)
         try:
-            async for lines in in_time(await self._server.chat(request, _trace(call)), call.seconds):
-                for piece in map(_piece, lines):
-                    if piece is not None:
-                        yield piece
+            async for piece in in_time(self._pieces(request, call), call.seconds):
+                if isinstance(piece, Refused) and sampling.fit_context:
+                    break
+                yield piece
+            else:
+                return
+            async for piece in in_time(self._pieces(_as_far_as_it_goes(request), call), call.seconds):
+                yield piece
         except Exception as error:
             await self._end_with_the_engine(error)
             raise
+
+    async def _answer(self, request: ChatCompletionRequest, call: CallContext) -> list[Completion] | Refused:
+        async for answer in await self._server.chat(request, _trace(call)):
+            return _completions(answer)
+        raise RuntimeError("the engine gave no answer")
+
+    async def _pieces(self, request: ChatCompletionRequest, call: CallContext) -> AsyncIterator[Piece | Refused]:
+        async for lines in await self._server.chat(request, _trace(call)):
+            for piece in map(_piece, lines):
+                if piece is not None:
+                    yield piece
 
     async def chat(self, request: Any, raw_request: Any = None) -> Any:
         """What `ray.serve.llm`'s own ingress asks of a server, so that it can be put over the same engine."""
@@ -193,6 +209,11 @@ def _engine_request(
         stream=stream,
         **{key: value for key, value in optional.items() if value is not None},
     )
+
+
+def _as_far_as_it_goes(request: ChatCompletionRequest) -> ChatCompletionRequest:
+    """A refused request without `max_tokens`: where the context had no room for those, what it has room for is fewer."""
+    return request.model_copy(update={"max_tokens": None, "request_id": uuid.uuid4().hex})
 
 
 def _response_format(json_schema: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ class Probes:
         self._arms = arms
         self._last: asyncio.Task[dict[str, str]] | None = None
         self._at = 0.0
+        self._starting: asyncio.Task[dict[str, str]] | None = None
         self._answered: set[str] = set()
 
     async def alive(self) -> dict[str, str]:
@@ -31,7 +32,9 @@ class Probes:
 
     async def waiting_for(self) -> list[str]:
         """The arms that have not drawn a token since this router started; those that have are asked no more."""
-        states = await _states({name: arm for name, arm in self._arms.items() if name not in self._answered})
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(_states({name: arm for name, arm in self._arms.items() if name not in self._answered}))
+        states = await asyncio.shield(self._starting)
         self._answered.update(name for name, state in states.items() if state == "ok")
         return [name for name in self._arms if name not in self._answered]
 

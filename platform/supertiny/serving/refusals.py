@@ -44,6 +44,15 @@ def of_start(name: str, headers: Mapping[str, str]) -> HTTPException:
     return HTTPException(503, f"the {name} is starting; try again", {"retry-after": "10", **headers})
 
 
+def of_body(error: Exception) -> HTTPException:
+    """The refusal for a request that is not what it should be, or did not come whole."""
+    if isinstance(error, HTTPException):
+        return error
+    if isinstance(error, TimeoutError):
+        return HTTPException(408, "the body did not come in time")
+    return HTTPException(CLIENT_LEFT, "the client left before its request was whole")
+
+
 def of_guard(refusal: Refusal) -> HTTPException:
     """The refusal for a caller who is not let in."""
     headers = {"www-authenticate": "Bearer"} if refusal.status == 401 else {}

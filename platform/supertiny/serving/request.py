@@ -110,8 +110,14 @@ class GenerationRequest(Part):
 
     def sampling(self, limits: LimitsConfig) -> Sampling:
         """How the student draws its completion."""
-        max_tokens = self.asked_tokens or limits.completion_tokens
-        return Sampling(temperature=self.temperature, top_p=self.top_p, max_tokens=max_tokens, stop=tuple(self.stop), seed=self.seed)
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.asked_tokens or limits.completion_tokens,
+            fit_context=self.asked_tokens is None,
+            stop=tuple(self.stop),
+            seed=self.seed,
+        )
 
 
 class ChatRequest(GenerationRequest):

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from supertiny.serving import document, refusals
 from supertiny.serving.answers import CHAT, TEXT, Answers, Shape
@@ -79,11 +80,10 @@ async def _generate(answers: Answers, guard: Guard, http: Request, shape: Shape,
         try:
             async with asyncio.timeout(answers.limits.seconds):
                 request = await _request(answers, http, kind)
-        except HTTPException as error:
-            answers.meter.refused(f"http_{error.status_code}")
-            raise
-        except TimeoutError:
-            raise HTTPException(408, "the body did not come in time") from None
+        except (HTTPException, TimeoutError, ClientDisconnect) as error:
+            refusal = refusals.of_body(error)
+            answers.meter.refused(f"http_{refusal.status_code}")
+            raise refusal from None
         response = await answers.respond(shape, request, http.headers)
         return Closing(response, stack.pop_all())
 
@@ -114,5 +114,5 @@ def _refused(answers: Answers) -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        answers.meter.refused(f"key_{refusal.status}")
+        answers.meter.refused(f"key_{refusal.status}", refusal.key)
         raise refusals.of_guard(refusal) from None

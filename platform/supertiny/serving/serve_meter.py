@@ -20,7 +20,7 @@ class ServeMeter(Meter):
         super().__init__()
         self._in_flight = _gauge("in_flight", "Requests that an arm has not finished")
         self._requests = _counter("requests_total", "Requests that are over", "arm", "assignment", "status")
-        self._refusals = _counter("refusals_total", "Requests that came to no arm", "reason")
+        self._refusals = _counter("refusals_total", "Requests that came to no arm", "reason", "key")
         self._tokens = _counter("tokens_total", "Tokens of all model calls", "arm", "kind")
         self._shadow = _counter("shadow_total", "Copies for the other arm", "outcome")
         self._cascade = _counter("cascade_total", "Cascades by what decided them", "outcome")
@@ -39,10 +39,10 @@ class ServeMeter(Meter):
         self._requests.inc(tags={"arm": arm, "assignment": assignment, "status": str(status)})
         self._whole.observe(seconds, {"arm": arm})
 
-    def refused(self, reason: str) -> None:
+    def refused(self, reason: str, key: str = "") -> None:
         """A request came to no arm."""
-        super().refused(reason)
-        self._refusals.inc(tags={"reason": reason})
+        super().refused(reason, key)
+        self._refusals.inc(tags={"reason": reason, "key": key})
 
     def first_token(self, arm: str, seconds: float) -> None:
         """From the request to the first piece of a streamed answer."""

@@ -28,6 +28,11 @@ class Shadow:
         self._draw = draw
         self._copies: set[asyncio.Task[None]] = set()
 
+    @property
+    def in_flight(self) -> int:
+        """Copies under way."""
+        return len(self._copies)
+
     def copy(
         self, config: ShadowConfig, other: tuple[str, Arm], messages: Sequence[Message], sampling: Sampling, answer: str, seconds: float
     ) -> None:
@@ -40,16 +45,16 @@ class Shadow:
         """
         if self._draw() >= config.fraction:
             return
-        busy = self._meter.in_flight.total() - len(self._copies)
-        if len(self._copies) >= config.in_flight or busy >= config.busy_requests:
+        busy = self._meter.in_flight.total() - self.in_flight
+        if self.in_flight >= config.in_flight or busy >= config.busy_requests:
             self._meter.shadow("dropped")
             return
+        self._meter.asked(other[0], 1)
         task = asyncio.create_task(self._compare(*other, list(messages), sampling, answer, seconds))
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
 
     async def _compare(self, name: str, arm: Arm, messages: list[Message], sampling: Sampling, answer: str, seconds: float) -> None:
-        self._meter.asked(name, 1)
         try:
             async with asyncio.timeout(seconds):
                 copy: Completion = await arm.complete(messages, sampling)

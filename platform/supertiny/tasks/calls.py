@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from supertiny.errors import MalformedCall
 from supertiny.records import Call, Tool
 
@@ -57,9 +59,9 @@ def parse_body(body: str) -> Call:
         MalformedCall: it is not JSON, or not `{"name": …, "arguments": {…}}`, or nested beyond reason.
     """
     try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
-        raise MalformedCall(f"not JSON ({getattr(error, 'msg', error)}): {body.strip()[:80]!r}") from None
+        values = from_json(body, allow_inf_nan=False)  # unlike json.loads it refuses lone surrogates, NaN and what is too deep
+    except ValueError as error:
+        raise MalformedCall(f"not JSON ({error}): {body.strip()[:80]!r}") from None
     if _is_deeper(values, _DEEPEST):
         raise MalformedCall(f"nested more than {_DEEPEST} levels deep: {body.strip()[:80]!r}")
     if not isinstance(values, dict) or set(values) != {"name", "arguments"}:
