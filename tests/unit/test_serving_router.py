@@ -1,6 +1,8 @@
 """The router over fake arms: no Ray, no model, the whole HTTP face."""
 
 import asyncio
+import json
+import logging
 import re
 from collections.abc import MutableMapping
 from typing import Any
@@ -245,3 +247,14 @@ def test_the_openapi_document_holds_the_bodies_and_every_reference_leads_somewhe
     schemas = document.json()["components"]["schemas"]
     assert schemas["ChatRequest"]["required"] == ["model", "messages"]
     assert {name for name in re.findall(r"#/components/schemas/(\w+)", document.text) if name not in schemas} == set()
+
+
+def test_conversations_are_logged_where_it_is_asked_for_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "supertiny")
+    Served({"traffic_fraction": 0.0}).ask(messages=[{"role": "user", "content": "a private matter"}])
+    assert "private" not in caplog.text
+    Served({"traffic_fraction": 0.0, "log_prompts": True}).ask(messages=[{"role": "user", "content": "a private matter"}])
+    (line,) = [record.getMessage() for record in caplog.records if "private" in record.getMessage()]
+    written = json.loads(line.removeprefix("conversation "))
+    assert (written["messages"][0]["content"], written["x-supertiny-arm"]) == ("a private matter", "teacher")
+    assert "set_light" in written["answer"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -34,6 +35,7 @@ from supertiny.serving.text import text_body, text_events
 from supertiny.serving.tracing import Span, Tracer
 from supertiny.tasks.base import Task
 
+log = logging.getLogger(__name__)
 _LONGEST_SESSION = 256
 _EXPLAINED_SECONDS = 1.0
 
@@ -224,6 +226,8 @@ class Answers:
         exchange.span.end()
         if exchange.usage is not None:
             self.meter.spent(exchange.arm, exchange.usage, exchange.seconds)
+        if exchange.routing.log_prompts:
+            log.info("conversation %s", json.dumps({"messages": exchange.messages, "answer": exchange.text, **exchange.headers}))
         if exchange.assignment == "shadow" and exchange.status == 200:
             other = "teacher" if exchange.arm == "student" else "student"
             self._shadow.copy(

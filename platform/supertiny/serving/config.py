@@ -144,6 +144,8 @@ class RoutingConfig(Config):
     """Of mode `shadow`."""
     cascade: CascadeConfig = CascadeConfig()
     """Of mode `cascade`."""
+    log_prompts: bool = False
+    """Write every conversation and its answer into the routers' logs; otherwise nothing of what users say is written anywhere."""
 
     @property
     def student_answers(self) -> bool:
