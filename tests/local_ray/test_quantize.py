@@ -16,7 +16,10 @@ from supertiny.compress.config import ParityConfig, QuantizeConfig
 from supertiny.compress.export import weight_bytes
 from supertiny.compress.shapes import read_shape
 from supertiny.errors import ConfigError
+from supertiny.formats import Format
 from supertiny.llm.config import EngineConfig
+from supertiny.train.config import QuantizationAwareSettings
+from supertiny.train.fake_quantization import round_layers
 
 ENGINE = EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1)
 pytestmark = pytest.mark.slow
@@ -124,6 +127,23 @@ def test_the_distributions_hardly_move(quantized: Artifact):
 def test_what_came_with_the_student_is_unchanged(quantized: Artifact, run_root: Path):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (quantized.path / name).read_bytes() == (run_root / "heal" / name).read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMATS.values())
+def test_to_nearest_is_the_rounding_that_a_student_is_trained_through(form: Format, run_root: Path):
+    from transformers import AutoModelForCausalLM
+
+    from supertiny.compress.quantize import quantize
+
+    config = QuantizeConfig.model_validate({"run_root": str(run_root), "name": f"nearest-{form}", "format": form, "rounding": "nearest"})
+    written = AutoModelForCausalLM.from_pretrained(quantize(config).path, dtype=torch.bfloat16)
+    trained = AutoModelForCausalLM.from_pretrained(run_root / "heal", dtype=torch.bfloat16)
+    tokens = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        before = trained(tokens).logits
+        round_layers(trained, QuantizationAwareSettings.model_validate({"format": form}))
+        moved, apart = (trained(tokens).logits - before).norm(), (trained(tokens).logits - written(tokens).logits).norm()
+    assert apart < 0.05 * moved
 
 
 def test_a_quantized_student_is_not_quantized_again(run_root: Path):

@@ -4,8 +4,9 @@ import pytest
 from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_model, rows
 
 from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.compress.config import QuantizeConfig
 from supertiny.evaluate.config import EvaluateConfig
-from supertiny.pipeline.recover import recover
+from supertiny.pipeline.recover import Stages, recover
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.train.config import DistillConfig
 
@@ -16,12 +17,16 @@ class Healer:
     """Makes models of 100 tokens of training, which get so many of 1,000 prompts right: the cut one first, then each round's."""
 
     def __init__(self, root: Path, right: list[int]) -> None:
-        self.root, self.right, self.stages = root, right, []
+        self.root, self.right, self.stages, self.quantized = root, right, [], []
 
     def distill(self, config: DistillConfig) -> Artifact:
         self.stages.append(config)
         model = FakeModelConfig(run_root=str(self.root), name=config.name, contents=config.name)
         return make(model, "model", {}, lambda _: {"parameters": 1, "bytes": 2, "tokens": 100})
+
+    def quantize(self, config: QuantizeConfig) -> Artifact:
+        self.quantized.append(config)
+        return publish_model(self.root, config.name, contents=config.name)
 
     def evaluate(self, config: EvaluateConfig) -> Artifact:
         right = self.right[len(self.stages)]
@@ -36,7 +41,7 @@ def healed(root: Path, right: list[int], **settings) -> tuple[dict, Healer]:
     publish_model(root, "prune", contents="prune")
     healer = Healer(root, right)
     config = RecoverConfig.model_validate({"run_root": str(root), **settings})
-    return recover(config, healer.distill, healer.evaluate).manifest.metrics, healer
+    return recover(config, Stages(healer.distill, healer.evaluate, healer.quantize)).manifest.metrics, healer
 
 
 def test_healing_ends_when_the_whole_interval_lies_within_the_margin(tmp_path: Path):
@@ -68,3 +73,20 @@ def test_sections_take_run_and_task_from_the_top(section: str):
     config = RecoverConfig.model_validate({"run_root": "/runs/x", section: {"git_revision": "abc"}})
     assert (config.heal.run_root, config.evaluate.run_root) == ("/runs/x", "/runs/x")
     assert getattr(config, section).git_revision == "abc"
+
+
+def test_a_quantized_model_that_is_good_enough_is_left_as_calibration_made_it(tmp_path: Path):
+    found, healer = healed(tmp_path, [950], quantize={"format": "w8a8"})
+    assert (found["ended"], found["model"], healer.stages) == ("enough", "awq", [])
+    assert [(each.student, each.rounding) for each in healer.quantized] == [("prune", "calibrated")]
+
+
+def test_where_quantizing_costs_too_much_the_student_is_trained_through_the_rounding(tmp_path: Path):
+    settings = {"name": "w4a16", "format": "gptq_w4a16", "group_size": 64}
+    found, healer = healed(tmp_path, [700, 900, 948], quantize=settings)
+    assert (found["ended"], found["model"]) == ("enough", "w4a16-2")
+    assert [(stage.name, stage.student) for stage in healer.stages] == [("heal-1", "prune"), ("heal-2", "heal-1")]
+    aware = [stage.quantization_aware for stage in healer.stages]
+    assert [(each.format, each.group_size) for each in aware] == [("gptq_w4a16", 64)] * 2
+    made = [(each.name, each.student, each.rounding) for each in healer.quantized]
+    assert made == [("w4a16", "prune", "calibrated"), ("w4a16-1", "heal-1", "nearest"), ("w4a16-2", "heal-2", "nearest")]

@@ -8,22 +8,15 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from supertiny.config import StageConfig
+from supertiny.formats import FORMAT_DEFAULTS, Format
 from supertiny.llm.config import EngineConfig
 
 Axis = Literal["vocab", "width", "depth", "vocab+width", "vocab+depth", "depth+width", "vocab+depth+width"]
 AXES: tuple[Axis, ...] = get_args(Axis)
-Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
 SIZES = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
 """The size that cutting along an axis changes, in the words of a Hugging Face config."""
 TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes", "target_seconds_per_token")
 
-FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
-    "awq_w4a16": {"group_size": 128, "num_scales": 20},
-    "gptq_w4a16": {"group_size": 128},
-}
-"""What a format uses where the config leaves it out; the values of its authors (AWQ: arXiv 2306.00978, GPTQ: 2210.17323)."""
-GPU_FORMATS: tuple[Format, ...] = ("fp8_dynamic",)
-"""Formats that no kernel on a CPU runs."""
 DEPTH_DEFAULTS = {"layers": "chosen", "influence": "similarity"}
 """How layers are chosen where the config leaves it out."""
 
@@ -120,6 +113,9 @@ class QuantizeConfig(CompressConfig):
     """4-bit formats only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
     num_scales: int | None = Field(None, ge=1, le=100)
     """AWQ only: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
+    rounding: Literal["calibrated", "nearest"] = "calibrated"
+    """`calibrated`: AWQ or GPTQ, by the calibration rows. `nearest`: every weight to the nearest value that the format holds, which is what
+    `quantization_aware` distillation trains for."""
 
     @model_validator(mode="before")
     @classmethod

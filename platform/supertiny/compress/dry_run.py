@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from supertiny.artifacts import open_artifact, resolve
-from supertiny.compress.config import AXES, Axis, Format, PruneConfig
+from supertiny.compress.config import AXES, Axis, PruneConfig
 from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, limits_of, solve, solve_all, target_of
 from supertiny.errors import ConfigError, MissingInput, SupertinyError
+from supertiny.formats import Format
 
 FORMS: tuple[Format | None, ...] = (None, "w8a8", "awq_w4a16")
 COLUMNS = ("axis", "vocab", "layers", "width", "parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")

@@ -23,16 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
-from supertiny.compress.config import GPU_FORMATS, Format, QuantizeConfig
+from supertiny.compress.config import QuantizeConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
 from supertiny.compress.shapes import check_group_size, read_shape
 from supertiny.errors import ConfigError
+from supertiny.formats import GPU_FORMATS, NOT_QUANTIZED, Format, scheme_of
 from supertiny.rollout_table import read_rollouts
 
 log = logging.getLogger(__name__)
-
-NOT_QUANTIZED = ["lm_head"]
-"""The output head, which shares its weight with the embedding in a tied model."""
 
 
 def quantize(config: QuantizeConfig) -> Artifact:
@@ -68,16 +66,12 @@ def check_device(form: Format, has_gpu: bool) -> None:
 
 def recipe(config: QuantizeConfig) -> list[Modifier]:
     """LLM Compressor's steps for a format."""
-    if config.format == "w8a8":
-        return [GPTQModifier(scheme="W8A8", targets="Linear", ignore=NOT_QUANTIZED)]
-    if config.format == "fp8_dynamic":
-        return [QuantizationModifier(scheme="FP8_DYNAMIC", targets="Linear", ignore=NOT_QUANTIZED)]
-    symmetric = config.format == "gptq_w4a16"
-    weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "group", "group_size": config.group_size}
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    if symmetric:
-        return [GPTQModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
-    return [AWQModifier(n_grid=config.num_scales), QuantizationModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
+    groups = {"group_0": scheme_of(config.format, config.group_size)}
+    if config.rounding == "nearest" or config.format == "fp8_dynamic":
+        return [QuantizationModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
+    if config.format == "awq_w4a16":
+        return [AWQModifier(n_grid=config.num_scales), QuantizationModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
+    return [GPTQModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
 
 
 def write_quantized(source: Path, folder: Path, steps: list[Modifier], batches: Sequence[Batch]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from supertiny.compress.config import Format
 from supertiny.errors import ConfigError
+from supertiny.formats import Format
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 """Architectures whose parameters we count and cut, by the `model_type` of their config."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.compress.config import QuantizeConfig
 from supertiny.evaluate.compare import Difference, GateVerdict
 from supertiny.evaluate.config import EvaluateConfig, GateConfig
 from supertiny.evaluate.gate import compare, pair
@@ -19,12 +20,22 @@ from supertiny.train.config import DistillConfig
 log = logging.getLogger(__name__)
 Distill = Callable[[DistillConfig], Artifact]
 Evaluate = Callable[[EvaluateConfig], Artifact]
+Quantize = Callable[[QuantizeConfig], Artifact]
+
+
+class Stages(NamedTuple):
+    """What makes a round; other ones in tests."""
+
+    distill: Distill
+    evaluate: Evaluate
+    quantize: Quantize
 
 
 class Round(Record):
     """The cut model, as round 0, or what a round of healing made of it."""
 
     model: str
+    """What was measured: where it was quantized, the quantized one."""
     tokens: int
     """Training tokens of this round and all before."""
     exact_match: float
@@ -34,12 +45,11 @@ class Round(Record):
     """`pass`: the whole interval lies above minus the margin."""
 
 
-def recover(config: RecoverConfig, distill: Distill | None = None, evaluate: Evaluate | None = None) -> Artifact:
+def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
     """Every `Round` in a manifest, and why it ended: `enough`, or a spent budget of rounds or tokens.
 
     Args:
-        distill: makes a round; ours where it is left out.
-        evaluate: evaluates one; ours where it is left out.
+        stages: ours where they are left out.
 
     Raises:
         MissingInput: the cut model or the uncut model's evaluation is not there.
@@ -49,7 +59,7 @@ def recover(config: RecoverConfig, distill: Distill | None = None, evaluate: Eva
     cut = open_artifact(config.heal.student, config.run_root, "model")
 
     def build(_: Path) -> Mapping[str, Any]:
-        rounds = heal_until_enough(config, baseline, *_stages(distill, evaluate))
+        rounds = heal_until_enough(config, baseline, stages or our_stages())
         ended = why_ended(rounds, config)
         log.info("%s: %s", config.name, describe(rounds[-1], ended))
         return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": rounds[-1].model}
@@ -57,16 +67,29 @@ def recover(config: RecoverConfig, distill: Distill | None = None, evaluate: Eva
     return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
 
 
-def heal_until_enough(config: RecoverConfig, baseline: Artifact, distill: Distill, evaluate: Evaluate) -> list[Round]:
+def heal_until_enough(config: RecoverConfig, baseline: Artifact, stages: Stages) -> list[Round]:
     """The cut model's round 0 and those that healing took."""
-    rounds = [_measure(config, baseline, config.heal.student, 0, evaluate)]
+    student = config.heal.student
+    rounds = [_measure(config, baseline, _quantized(config, student, 0, stages), 0, stages)]
     while why_ended(rounds, config) is None:
-        name = f"{config.heal.name}-{len(rounds)}"
-        stage = config.heal.model_copy(update={"name": name, "student": rounds[-1].model, "seed": config.heal.seed + len(rounds) - 1})
-        tokens = rounds[-1].tokens + int(distill(stage).manifest.metrics["tokens"])
-        rounds.append(_measure(config, baseline, name, tokens, evaluate))
+        number = len(rounds)
+        healed = f"{config.heal.name}-{number}"
+        stage = config.heal.model_copy(update={"name": healed, "student": student, "seed": config.heal.seed + number - 1})
+        tokens = rounds[-1].tokens + int(stages.distill(stage).manifest.metrics["tokens"])
+        student = healed
+        rounds.append(_measure(config, baseline, _quantized(config, student, number, stages), tokens, stages))
         log.info("%s: %s", config.name, describe(rounds[-1], None))
     return rounds
+
+
+def _quantized(config: RecoverConfig, student: str, number: int, stages: Stages) -> str:
+    """Name of what is measured: the student, or what quantizing makes of it."""
+    if config.quantize is None:
+        return student
+    name = f"{config.quantize.name}-{number}" if number else config.quantize.name
+    rounding = "nearest" if number else config.quantize.rounding
+    stages.quantize(config.quantize.model_copy(update={"name": name, "student": student, "rounding": rounding}))
+    return name
 
 
 def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
@@ -86,8 +109,8 @@ def describe(last: Round, ended: str | None) -> str:
     return f"{last.model}: {100 * last.exact_match:.1f} % after {last.tokens:,} tokens, {points}{f'; ended: {ended}' if ended else ''}"
 
 
-def _measure(config: RecoverConfig, baseline: Artifact, model: str, tokens: int, evaluate: Evaluate) -> Round:
-    evaluation = evaluate(config.evaluate.model_copy(update={"name": f"eval-{model}", "model": model}))
+def _measure(config: RecoverConfig, baseline: Artifact, model: str, tokens: int, stages: Stages) -> Round:
+    evaluation = stages.evaluate(config.evaluate.model_copy(update={"name": f"eval-{model}", "model": model}))
     gate = GateConfig(
         candidate=evaluation.manifest.name,
         baseline=config.baseline,
@@ -100,9 +123,10 @@ def _measure(config: RecoverConfig, baseline: Artifact, model: str, tokens: int,
     return Round(model=model, tokens=tokens, exact_match=quality, difference=found.difference, verdict=found.verdict)
 
 
-def _stages(distill: Distill | None, evaluate: Evaluate | None) -> tuple[Distill, Evaluate]:
-    """Our stages where none are given; they bring Ray and torch."""
-    from supertiny.evaluate.suites import evaluate as our_evaluate
-    from supertiny.train.distill import distill as our_distill
+def our_stages() -> Stages:
+    """Those of the jobs; they bring Ray and torch."""
+    from supertiny.compress.quantize import quantize
+    from supertiny.evaluate.suites import evaluate
+    from supertiny.train.distill import distill
 
-    return distill or our_distill, evaluate or our_evaluate
+    return Stages(distill, evaluate, quantize)

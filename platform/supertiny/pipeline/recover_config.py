@@ -7,18 +7,23 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from supertiny.compress.config import QuantizeConfig
 from supertiny.config import JobConfig, StageConfig
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.train.config import DistillConfig
 
 
 class RecoverConfig(StageConfig):
-    """Heal a cut model round by round, until it is surely not much worse than the uncut one or the budget is spent."""
+    """Heal a cut model round by round, until it is surely not much worse than the uncut one or the budget is spent.
+
+    With `quantize` it is the quantized model that is measured: first as calibration alone makes it, and where that is not enough, after
+    rounds of distillation through the format's rounding.
+    """
 
     name: str = "recovery"
     """Name of the artifact that says what every round gave; the rounds' models are `<heal.name>-1`, `-2`, …"""
     baseline: str = "eval-rl"
-    """Evaluation of the uncut model."""
+    """Evaluation of the uncut, or unquantized, model."""
     margin: float = Field(0.02, gt=0, lt=1)
     """Largest loss of exact match that is acceptable, as a fraction; the whole interval of the difference has to lie above it."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -31,6 +36,9 @@ class RecoverConfig(StageConfig):
     """Training tokens of all rounds; none is begun that the round before shows to go beyond."""
     heal: DistillConfig
     """One round; each starts from the one before, the first from `heal.student`, which is the cut model."""
+    quantize: QuantizeConfig | None = None
+    """How `heal.student` and every round are quantized before they are evaluated; the rounds' quantized models are `<quantize.name>-1`, …,
+    rounded to nearest, as their training expects. None evaluates them as they are."""
     evaluate: EvaluateConfig
     """How the cut model and every round are evaluated: as the baseline was; `name` and `model` are set for each."""
 
@@ -41,5 +49,13 @@ class RecoverConfig(StageConfig):
         if not isinstance(values, Mapping):
             return values
         top = {key: values[key] for key in JobConfig.model_fields if key in values}
-        starts = {"heal": {"name": "heal", "student": "prune"}, "evaluate": {"model": "prune"}}
-        return {**values, **{section: {**top, **start, **values.get(section, {})} for section, start in starts.items()}}
+        start: dict[str, dict[str, Any]] = {"heal": {"name": "heal", "student": "prune"}, "evaluate": {"model": "prune"}}
+        if values.get("quantize"):
+            start["quantize"] = {}
+        values = {**values, **{section: {**top, **start[section], **values.get(section, {})} for section in start}}
+        if "quantize" in start:
+            student = values["heal"]["student"]
+            aware = {name: values["quantize"].get(name) for name in ("format", "group_size") if values["quantize"].get(name) is not None}
+            values["heal"] = {"quantization_aware": {"format": "awq_w4a16", **aware}, **values["heal"]}
+            values["quantize"] = {**values["quantize"], "student": student}
+        return values

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from supertiny.config import Config, StageConfig
+from supertiny.formats import FORMAT_DEFAULTS, Format
 from supertiny.llm.config import drop_conduct
 from supertiny.tracking import TrackerName
 from supertiny.train.reward_config import RewardJudgeConfig, RewardWeights
@@ -215,6 +216,28 @@ class ReplayConfig(Config):
     """Share of all rows that comes from them, drawn under `seed`; all of them where there are not enough."""
 
 
+class QuantizationAwareSettings(Config):
+    """The format whose rounding a student is trained through."""
+
+    format: Format
+    """As of `QuantizeConfig`; quantize with it and `rounding = "nearest"` afterwards: others land beside what was trained for."""
+    group_size: Literal[32, 64, 128] | None = None
+    """4-bit formats only: input channels that share a scale (128 where left out)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_group_size(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("group_size") is not None:
+            return values
+        return {**values, "group_size": FORMAT_DEFAULTS.get(str(values.get("format")), {}).get("group_size")}
+
+    @model_validator(mode="after")
+    def _groups_of_its_format(self) -> QuantizationAwareSettings:
+        if self.group_size is not None and self.format not in FORMAT_DEFAULTS:
+            raise ValueError(f"group_size: without effect on {self.format}; only {' and '.join(FORMAT_DEFAULTS)} have it")
+        return self
+
+
 class DistillConfig(TrainConfig):
     """Teach the student the accepted completions and the teacher's token distribution over them."""
 
@@ -245,6 +268,8 @@ class DistillConfig(TrainConfig):
     top-k contribute cross-entropy alone. On-policy it is one divergence over the whole vocabulary, of weight 1: reverse KL unless given."""
     min_divergence: float | None = Field(None, gt=0)
     """Tokens whose forward KL is below this, in nats, teach nothing, by any term (they still count in the means); None masks no token."""
+    quantization_aware: QuantizationAwareSettings | None = None
+    """Train through the rounding of a quantized format, where quantizing afterwards costs too much; None trains the weights as they are."""
     peak_teraflops: float | None = Field(None, gt=0)
     """What a worker's device can do, in 10^12 operations a second of the type that it trains in: adds `fraction_of_peak` to the metrics,
     at 6 operations a parameter and token (arXiv 2001.08361)."""
@@ -265,6 +290,8 @@ class DistillConfig(TrainConfig):
             return self
         if self.on_policy is not None:
             raise ValueError('on_policy without effect: set mode = "on_policy"')
+        if self.quantization_aware is not None and self.lora is not None:
+            raise ValueError("quantization_aware: what LoRA adds is rounded only once it is added up; leave lora out")
         if self.zero_stage is None:
             raise ValueError("zero_stage: off-policy distillation runs in DeepSpeed; choose 1, 2 or 3")
         for name in WHOLE_TEACHER:
@@ -279,7 +306,9 @@ class DistillConfig(TrainConfig):
         weights = self.losses.weights()
         if list(weights.values()) != [1.0] or not set(weights) <= set(DIVERGENCES):
             raise ValueError(f"losses: on-policy there is one of {', '.join(DIVERGENCES)}, with weight 1, got {weights}")
-        without = [name for name in ("line_tokens", "min_divergence", "peak_teraflops") if getattr(self, name) is not None]
+        without = [
+            name for name in ("line_tokens", "min_divergence", "peak_teraflops", "quantization_aware") if getattr(self, name) is not None
+        ]
         if without:
             raise ValueError(f"{' and '.join(without)} without effect: only off-policy distillation takes it")
         assert self.on_policy is not None

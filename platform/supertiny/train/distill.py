@@ -79,6 +79,10 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
     if not rows.rollout_ids:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
     check_teacher(config, rows, rollouts)
+    if config.quantization_aware:
+        from supertiny.train.fake_quantization import check_groups  # brings torch
+
+        check_groups(student, config.quantization_aware)
     newest_good(checkpoints_in(folder))
     check_fits(config)
     working = folder / ".train"

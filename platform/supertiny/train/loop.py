@@ -20,6 +20,7 @@ from supertiny.tracking import Tracker, open_trackers
 from supertiny.train.batching import Rows, batches, collate, share
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of, workers_of
 from supertiny.train.config import DistillConfig
+from supertiny.train.fake_quantization import round_layers
 from supertiny.train.lora import add_lora
 from supertiny.train.metrics import check_finite, keep_until
 from supertiny.train.notice import Notice
@@ -115,6 +116,7 @@ def _engine(config: DistillConfig, student: Path, universal: bool) -> Any:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.bfloat16, attn_implementation=config.attention)
     add_lora(model, config.lora)
+    round_layers(model, config.quantization_aware)
     model.config.use_cache = False
     settings = {
         "train_batch_size": config.batch,

@@ -1,0 +1,31 @@
+"""Formats of quantized weights: their names, and the grid of values that each can hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationScheme
+
+Format = Literal["awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic"]
+FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
+    "awq_w4a16": {"group_size": 128, "num_scales": 20},
+    "gptq_w4a16": {"group_size": 128},
+}
+"""What a format uses where the config leaves it out; the values of its authors (AWQ: arXiv 2306.00978, GPTQ: 2210.17323)."""
+GPU_FORMATS: tuple[Format, ...] = ("fp8_dynamic",)
+"""Formats that no kernel on a CPU runs."""
+NOT_QUANTIZED = ["lm_head"]
+"""The output head, which shares its weight with the embedding in a tied model."""
+_SCHEMES = {"w8a8": "W8A8", "fp8_dynamic": "FP8_DYNAMIC"}
+
+
+def scheme_of(form: Format, group_size: int | None) -> QuantizationScheme:
+    """What a format does to a linear layer's weight and, where it has fewer bits for them, inputs; in compressed-tensors' words."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
+
+    if form in _SCHEMES:
+        return preset_name_to_scheme(_SCHEMES[form], ["Linear"])
+    symmetric = form == "gptq_w4a16"
+    weights = QuantizationArgs(num_bits=4, type="int", symmetric=symmetric, strategy="group", group_size=group_size)
+    return QuantizationScheme(targets=["Linear"], weights=weights)
