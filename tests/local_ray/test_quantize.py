@@ -18,8 +18,8 @@ from supertiny.compress.shapes import read_shape
 from supertiny.errors import ConfigError
 from supertiny.formats import Format
 from supertiny.llm.config import EngineConfig
-from supertiny.train.config import QuantizationAwareSettings
 from supertiny.train.fake_quantization import round_layers
+from supertiny.train.quantization_config import QuantizationAwareSettings
 
 ENGINE = EngineConfig(max_model_len=128, max_num_seqs=8, kv_cache_gib=0.1)
 pytestmark = pytest.mark.slow

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from supertiny.errors import ConfigError
 from supertiny.formats import Format, scheme_of
-from supertiny.train.config import DistillConfig, LoraSettings, QuantizationAwareSettings
+from supertiny.train.config import DistillConfig, LoraSettings
 from supertiny.train.fake_quantization import check_groups, round_layers, rounded, straight_through
+from supertiny.train.quantization_config import QuantizationAwareSettings
 from supertiny.train.students import save_student
 
 FORMATS: tuple[Format, ...] = ("awq_w4a16", "gptq_w4a16", "w8a8")

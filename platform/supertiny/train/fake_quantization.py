@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from supertiny.errors import ConfigError
 from supertiny.formats import NOT_QUANTIZED, scheme_of
-from supertiny.train.config import QuantizationAwareSettings
+from supertiny.train.quantization_config import QuantizationAwareSettings
 
 
 class RoundedLinear(nn.Linear):
