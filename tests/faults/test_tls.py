@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,14 @@ print(ray.get(ray.remote(num_cpus=1)(lambda: 6 * 7).remote()))
 """
 
 
-def run_driver(address: str, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A job's driver, which waits some seconds for a head that does not answer it."""
-    settings = {**os.environ, "RAY_gcs_rpc_server_connect_timeout_s": "5", **settings}
+def answer_to(address: str, settings: dict[str, str], seconds: float) -> str:
+    """What a job's driver prints within this time; one that gets no connection keeps trying for minutes."""
     code = DRIVER.format(address=address)
-    return subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True, timeout=120, check=False)
+    try:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=seconds, check=False).stdout
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def test_a_cluster_with_certificates_runs_tasks_and_answers_nobody_without(checkout: Path, tmp_path: Path) -> None:
@@ -38,7 +42,7 @@ def test_a_cluster_with_certificates_runs_tasks_and_answers_nobody_without(check
         StartedNodes(folder, str(checkout / "platform"), environment=secured) as nodes,
     ):
         nodes.add_workers(1, 1)
-        ours, stranger = run_driver(nodes.address, secured), run_driver(nodes.address, {"RAY_USE_TLS": "0"})
-    assert ours.stdout.strip() == "42", ours.stderr[-2000:]
-    assert stranger.returncode != 0
-    assert "42" not in stranger.stdout
+        started = time.monotonic()
+        assert answer_to(nodes.address, secured, 120).strip() == "42"
+        seconds = 3 * (time.monotonic() - started)
+        assert "42" not in answer_to(nodes.address, {"RAY_USE_TLS": "0"}, seconds)
