@@ -53,12 +53,15 @@ def test_the_table_marks_what_is_chosen_and_what_is_dominated():
     assert len({line.count("|") for line in lines[:6]}) == 1
 
 
-def test_evaluations_of_other_models_or_of_fewer_prompts_are_refused(tmp_path):
+def test_evaluations_of_other_models_or_of_other_prompts_are_refused(tmp_path):
     models = {name: publish_model(tmp_path, name, contents=name) for name in ("rl", "heal")}
     evaluations = {name: publish_evaluation(tmp_path, each, rows([True] * 50)) for name, each in models.items()}
     check_same(models, evaluations)
     with pytest.raises(ConfigError, match=r"is not of .*rl as it is now"):
         check_same(models, {"rl": evaluations["heal"], "heal": evaluations["heal"]})
     fewer = publish_evaluation(tmp_path, models["heal"], rows([True] * 40))
-    with pytest.raises(ConfigError, match=r"different numbers of prompts: \{'rl': 50, 'heal': 40\}"):
+    with pytest.raises(ConfigError, match=r"eval-rl and eval-heal asked different prompts: 10 are in one alone, such as prompt-00040"):
         check_same(models, {"rl": evaluations["rl"], "heal": fewer})
+    others = publish_evaluation(tmp_path, models["heal"], rows([True] * 60)[10:])  # as many
+    with pytest.raises(ConfigError, match="asked different prompts: 20 are in one alone"):
+        check_same(models, {"rl": evaluations["rl"], "heal": others})
