@@ -1,9 +1,13 @@
 import pytest
 from evaluation_artifacts import publish_evaluation, publish_model, rows
 
+from supertiny.artifacts import make
 from supertiny.compress.pareto import Row, choose, dominated_by, explain, render
 from supertiny.errors import ConfigError
+from supertiny.evaluate.report import write_report
 from supertiny.pipeline.pareto import check_same
+from supertiny.pipeline.pareto_config import ParetoConfig
+from supertiny.pipeline.report import newest_choice
 
 
 def model(name: str, quality: float, size: int, milliseconds: float, rate: float = 100.0, form: str = "bfloat16") -> Row:
@@ -65,3 +69,18 @@ def test_evaluations_of_other_models_or_of_other_prompts_are_refused(tmp_path):
     others = publish_evaluation(tmp_path, models["heal"], rows([True] * 60)[10:])  # as many
     with pytest.raises(ConfigError, match="asked different prompts: 20 are in one alone"):
         check_same(models, {"rl": evaluations["rl"], "heal": others})
+
+
+def test_the_report_shows_the_newest_table_and_its_choice(tmp_path):
+    assert newest_choice(str(tmp_path)) is None
+    for name, models in (("pareto-old", ALL[:2]), ("pareto", ALL)):
+        config = ParetoConfig(run_root=str(tmp_path), name=name, margin=0.02)
+        made = make(config, "pareto", {}, lambda _, models=models: {"rows": [row.model_dump(mode="json") for row in models]})
+        later = {"created": f"2026-01-01T00:00:0{len(models)}Z"}
+        (made.path / "manifest.json").write_text(made.manifest.model_copy(update=later).model_dump_json())
+    publish_evaluation(tmp_path, publish_model(tmp_path, "rl"), rows([True] * 50))
+    write_report(str(tmp_path), choice=newest_choice(str(tmp_path)))
+    page = (tmp_path / "report.html").read_text()
+    assert "`w8a8` (w8a8) is chosen: of the 4 of 4 models within 2 points" in page
+    assert '<tr class="candidate"><th scope="row">w8a8</th>' in page
+    assert "dominated by w8a8" in page
