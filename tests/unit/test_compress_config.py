@@ -32,6 +32,13 @@ def test_groups_are_a_setting_of_gptq_and_scales_are_not():
         validate(QuantizeConfig, {"format": "gptq_w4a16", "num_scales": 5}, "test")
 
 
+def test_smoothing_is_a_setting_of_calibrated_w8a8():
+    assert load(QuantizeConfig, DEMO / "w8a8.toml", ["smoothing_strength=0.5"]).smoothing_strength == 0.5
+    for others in ({"format": "gptq_w4a16"}, {"format": "w8a8", "rounding": "nearest"}):
+        with pytest.raises(ConfigError, match="smoothing_strength: without effect; only calibrated w8a8 has it"):
+            validate(QuantizeConfig, {**others, "smoothing_strength": 0.5}, "test")
+
+
 def test_a_setting_of_awq_is_taken_on_awq():
     assert load(QuantizeConfig, DEMO / "awq.toml", ["group_size=64"]).group_size == 64
 

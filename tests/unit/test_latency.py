@@ -107,3 +107,19 @@ def test_the_dry_run_says_that_latencies_are_missing(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
     said = describe(PruneConfig(run_root=str(tmp_path), student=str(tmp_path), target_seconds_per_token=0.01))
     assert said.startswith("no table of shapes: latency: nothing at")
+
+
+def test_a_student_whose_padding_token_lies_beyond_the_fewer_rows_is_cut_too(tmp_path: Path):
+    """TRL writes the tokenizer's into the config that it trains: Qwen2.5's is 151,643, and half of its rows are 76,032."""
+    from compress_run import save_byte_tokenizer, tiny_student
+
+    from supertiny.compress.measure import write_random
+
+    model = tiny_student(1, 512)
+    model.config.pad_token_id = 500
+    model.save_pretrained(tmp_path / "student")
+    save_byte_tokenizer(tmp_path / "student")
+    values = json.loads((tmp_path / "student" / "config.json").read_text())
+    smaller = replace(read_shape(values), vocab_size=384)
+    write_random(tmp_path / "student", tmp_path / "cut", values, smaller, list(range(384)))
+    assert read_shape(json.loads((tmp_path / "cut" / "config.json").read_text())) == smaller

@@ -1,9 +1,13 @@
 import pytest
 from evaluation_artifacts import publish_evaluation, publish_model, rows
 
+from supertiny.artifacts import make
 from supertiny.compress.pareto import Row, choose, dominated_by, explain, render
 from supertiny.errors import ConfigError
+from supertiny.evaluate.report import write_report
 from supertiny.pipeline.pareto import check_same
+from supertiny.pipeline.pareto_config import ParetoConfig
+from supertiny.pipeline.report import newest_choice
 
 
 def model(name: str, quality: float, size: int, milliseconds: float, rate: float = 100.0, form: str = "bfloat16") -> Row:
@@ -53,12 +57,30 @@ def test_the_table_marks_what_is_chosen_and_what_is_dominated():
     assert len({line.count("|") for line in lines[:6]}) == 1
 
 
-def test_evaluations_of_other_models_or_of_fewer_prompts_are_refused(tmp_path):
+def test_evaluations_of_other_models_or_of_other_prompts_are_refused(tmp_path):
     models = {name: publish_model(tmp_path, name, contents=name) for name in ("rl", "heal")}
     evaluations = {name: publish_evaluation(tmp_path, each, rows([True] * 50)) for name, each in models.items()}
     check_same(models, evaluations)
     with pytest.raises(ConfigError, match=r"is not of .*rl as it is now"):
         check_same(models, {"rl": evaluations["heal"], "heal": evaluations["heal"]})
     fewer = publish_evaluation(tmp_path, models["heal"], rows([True] * 40))
-    with pytest.raises(ConfigError, match=r"different numbers of prompts: \{'rl': 50, 'heal': 40\}"):
+    with pytest.raises(ConfigError, match=r"eval-rl and eval-heal asked different prompts: 10 are in one alone, such as prompt-00040"):
         check_same(models, {"rl": evaluations["rl"], "heal": fewer})
+    others = publish_evaluation(tmp_path, models["heal"], rows([True] * 60)[10:])  # as many
+    with pytest.raises(ConfigError, match="asked different prompts: 20 are in one alone"):
+        check_same(models, {"rl": evaluations["rl"], "heal": others})
+
+
+def test_the_report_shows_the_newest_table_and_its_choice(tmp_path):
+    assert newest_choice(str(tmp_path)) is None
+    for name, models in (("pareto-old", ALL[:2]), ("pareto", ALL)):
+        config = ParetoConfig(run_root=str(tmp_path), name=name, margin=0.02)
+        made = make(config, "pareto", {}, lambda _, models=models: {"rows": [row.model_dump(mode="json") for row in models]})
+        later = {"created": f"2026-01-01T00:00:0{len(models)}Z"}
+        (made.path / "manifest.json").write_text(made.manifest.model_copy(update=later).model_dump_json())
+    publish_evaluation(tmp_path, publish_model(tmp_path, "rl"), rows([True] * 50))
+    write_report(str(tmp_path), choice=newest_choice(str(tmp_path)))
+    page = (tmp_path / "report.html").read_text()
+    assert "`w8a8` (w8a8) is chosen: of the 4 of 4 models within 2 points" in page
+    assert '<tr class="candidate"><th scope="row">w8a8</th>' in page
+    assert "dominated by w8a8" in page

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_model, rows
+from pydantic import ValidationError
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
@@ -90,3 +91,20 @@ def test_where_quantizing_costs_too_much_the_student_is_trained_through_the_roun
     assert [(each.format, each.group_size) for each in aware] == [("gptq_w4a16", 64)] * 2
     made = [(each.name, each.student, each.rounding) for each in healer.quantized]
     assert made == [("w4a16", "prune", "calibrated"), ("w4a16-1", "heal-1", "nearest"), ("w4a16-2", "heal-2", "nearest")]
+
+
+def test_rounds_are_trained_through_the_rounding_that_they_are_measured_in():
+    aware = {"heal": {"quantization_aware": {"format": "gptq_w4a16", "group_size": 64}}}
+    RecoverConfig.model_validate({**aware, "quantize": {"format": "gptq_w4a16", "group_size": 64}})
+    with pytest.raises(ValidationError, match=r"has format and group_size \('gptq_w4a16', 64\), quantize has \('w8a8', None\)"):
+        RecoverConfig.model_validate({**aware, "quantize": {"format": "w8a8"}})
+
+
+def test_a_student_of_its_own_is_refused_for_quantizing():
+    with pytest.raises(ValidationError, match=r"quantize\.student: without effect; every round quantizes what healing makes of prune"):
+        RecoverConfig.model_validate({"quantize": {"student": "other"}})
+
+
+def test_a_resolved_config_is_itself_a_config():
+    config = RecoverConfig.model_validate({"quantize": {"format": "w8a8"}})
+    assert RecoverConfig.model_validate(config.model_dump(mode="json")) == config

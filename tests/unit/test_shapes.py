@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from supertiny.compress.shapes import Shape, check_group_size, kernel_problems, read_shape, shrink_config
+from supertiny.compress.shapes import Shape, check_group_size, check_heads, kernel_problems, read_shape, shrink_config
 from supertiny.errors import ConfigError
 
 QWEN_HALF_BILLION = {
@@ -112,3 +112,24 @@ def test_two_workers_want_shares_that_kernels_take():
 
 def test_workers_that_do_not_divide_the_heads_are_named():
     assert "3 workers do not divide 4 heads" in kernel_problems(read_shape(TINY), 3)
+
+
+def test_workers_that_no_cut_can_give_whole_heads_are_refused():
+    check_heads(read_shape(QWEN_HALF_BILLION), 14)
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size 4: 4 workers do not divide 14 heads, which no cut changes"):
+        check_heads(read_shape(QWEN_HALF_BILLION), 4)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+def test_a_config_that_leaves_the_head_dim_out_has_the_one_of_transformers(model_type: str):
+    from transformers import AutoConfig
+
+    config = {**TINY, "model_type": model_type}
+    loaded = AutoConfig.for_model(**config)
+    assert read_shape(config).head_dim == (getattr(loaded, "head_dim", None) or loaded.hidden_size // loaded.num_attention_heads)
+
+
+@pytest.mark.parametrize("size", [0, "24", None])
+def test_a_size_that_is_no_number_above_zero_is_refused(size: object):
+    with pytest.raises(ConfigError, match=r"config\.json has no num_attention_heads"):
+        read_shape({**TINY, "num_attention_heads": size})

@@ -131,6 +131,11 @@ def test_a_dry_run_prints_the_table_of_a_config_without_its_weights(tmp_path: Pa
     assert ["vocab", "52,608"] in [line[:2] for line in lines]
 
 
+def test_a_dry_run_refuses_workers_that_no_cut_can_give_whole_heads(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
+    assert "4 workers do not divide 14 heads" in describe(PruneConfig(student=str(tmp_path), tensor_parallel_size=4))
+
+
 def test_a_dry_run_says_what_is_supported(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     assert "supported: llama, qwen2, qwen3" in describe(PruneConfig(student=str(tmp_path)))

@@ -140,6 +140,12 @@ def test_a_size_that_would_drop_a_special_token_is_refused():
         choose_ids(vocabulary, required, 256, vocabulary.num_tokens)
 
 
+def test_a_token_that_was_added_without_a_row_is_refused_by_name():
+    vocabulary = read_vocabulary(llama_folder())
+    with pytest.raises(ConfigError, match=r"has 1 tokens beyond the 312 rows of the embedding, such as '<\|tool\|>'"):
+        choose_ids(vocabulary, required_ids(vocabulary, []), 290, vocabulary.num_tokens - 1)
+
+
 def test_rows_without_a_token_go_first():
     vocabulary = read_vocabulary(llama_folder())
     kept = choose_ids(vocabulary, required_ids(vocabulary, []), vocabulary.num_tokens, vocabulary.num_tokens + 50)

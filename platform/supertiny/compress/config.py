@@ -113,6 +113,9 @@ class QuantizeConfig(CompressConfig):
     """4-bit formats only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
     num_scales: int | None = Field(None, ge=1, le=100)
     """AWQ only: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
+    smoothing_strength: float | None = Field(None, gt=0, lt=1)
+    """W8A8 only: share of the activations' outliers that SmoothQuant moves into the weights before they are rounded (0.5 in its paper,
+    arXiv 2211.10438). None leaves them where they are."""
     rounding: Literal["calibrated", "nearest"] = "calibrated"
     """`calibrated`: AWQ or GPTQ, by the calibration rows. `nearest`: every weight to the nearest value that the format holds, which is what
     `quantization_aware` distillation trains for."""
@@ -129,6 +132,8 @@ class QuantizeConfig(CompressConfig):
         if without_effect:
             having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]
             raise ValueError(f"{', '.join(without_effect)}: without effect on {form}; only {' and '.join(having)} has it")
+        if values.get("smoothing_strength") is not None and (form != "w8a8" or values.get("rounding") == "nearest"):
+            raise ValueError("smoothing_strength: without effect; only calibrated w8a8 has it")
         return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
 
 

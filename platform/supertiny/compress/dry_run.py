@@ -10,7 +10,7 @@ from typing import Any
 from supertiny.artifacts import open_artifact, resolve
 from supertiny.compress.config import AXES, Axis, PruneConfig
 from supertiny.compress.latency import LatencyModel, read_latency
-from supertiny.compress.shapes import Shape, kernel_problems, read_shape
+from supertiny.compress.shapes import Shape, check_heads, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, limits_of, solve, solve_all, target_of
 from supertiny.errors import ConfigError, MissingInput, SupertinyError
 from supertiny.formats import Format
@@ -26,6 +26,7 @@ def describe(config: PruneConfig) -> str:
     """
     try:
         shape = read_shape(read_config(config.student, config.run_root))
+        check_heads(shape, config.tensor_parallel_size)
         target = target_of(config, shape, _latency(config))
         alone = limits_of(config)
         limits = Limits(tensor_parallel_size=alone.tensor_parallel_size)

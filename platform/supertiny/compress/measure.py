@@ -43,7 +43,7 @@ def measure_latency(config: LatencyConfig) -> Artifact:
             folders = {each: Path(temporary) / str(at) for at, each in enumerate(shapes)}
             for each, path in folders.items():
                 kept = choose_ids(vocabulary, required, each.vocab_size, shape.vocab_size) if each.vocab_size < shape.vocab_size else None
-                _write_random(student.path, path, values, each, kept)
+                write_random(student.path, path, values, each, kept)
             for _ in range(config.rounds):  # in turns, so that what else the machine does meets all alike
                 for each, path in folders.items():
                     times[each].append(_seconds_per_token(path, config))
@@ -55,8 +55,9 @@ def measure_latency(config: LatencyConfig) -> Artifact:
     return make(config, "latency", {"student": student}, build)
 
 
-def _write_random(source: Path, folder: Path, values: dict[str, Any], shape: Shape, kept_ids: list[int] | None) -> None:
-    smaller = shrink_config(values, shape, range(shape.num_hidden_layers))
+def write_random(source: Path, folder: Path, values: dict[str, Any], shape: Shape, kept_ids: list[int] | None) -> None:
+    """A plain model folder of random weights in the shape; `kept_ids` are its tokens where the vocabulary is cut."""
+    smaller = {**shrink_config(values, shape, range(shape.num_hidden_layers)), "pad_token_id": None}  # torch wants it among the fewer rows
     models: Any = AutoModelForCausalLM
     models.from_config(AutoConfig.for_model(**smaller), dtype=torch.bfloat16).save_pretrained(folder)
     copy_unchanged(source, folder)

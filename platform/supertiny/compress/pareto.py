@@ -13,6 +13,8 @@ COLUMNS = (
     *("model", "format", "exact match", "parameters", "MB", "p50 ms a token, batch 1", "tokens/s at 8", "tokens/s at 32"),
     *("", "KL to its original, nats"),
 )
+CHOSEN = "chosen"
+"""The mark of the row to serve."""
 
 
 class Row(Record):
@@ -76,13 +78,18 @@ def explain(rows: Sequence[Row], margin: float) -> str:
 def render(rows: Sequence[Row], margin: float) -> str:
     """The table in Markdown, the choice below it."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_cells(row, rows, choose(rows, margin))) + " |" for row in rows]
+    lines += ["| " + " | ".join("**chosen**" if cell == CHOSEN else cell for cell in line) + " |" for line in cells(rows, margin)]
     return "\n".join([*lines, "", explain(rows, margin), ""])
+
+
+def cells(rows: Sequence[Row], margin: float) -> list[list[str]]:
+    """The table's text, a list a row, in the order of `COLUMNS`."""
+    return [_cells(row, rows, choose(rows, margin)) for row in rows]
 
 
 def _cells(row: Row, rows: Sequence[Row], chosen: Row) -> list[str]:
     beaten = dominated_by(row, rows)
-    mark = "**chosen**" if row == chosen else f"dominated by {beaten}" if beaten else ""
+    mark = CHOSEN if row == chosen else f"dominated by {beaten}" if beaten else ""
     interval = f"{100 * row.quality:.1f} % ({100 * row.quality_low:.1f} to {100 * row.quality_high:.1f})"
     rates = [f"{row.tokens_per_second[batch]:,.0f}" for batch in (8, 32)]
     size = [f"{row.parameters / 1e6:,.2f} M", f"{row.bytes / 1e6:,.2f}"]

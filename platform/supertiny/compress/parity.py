@@ -55,7 +55,7 @@ def prove(config: ParityConfig) -> Artifact:
     """The proof: a `Parity` in the manifest of a `parity` artifact. It fails rather than raises, so that the reasons are kept.
 
     Raises:
-        MissingInput, CorruptArtifact: model or rollouts are not there or damaged, or of different tokenizers.
+        MissingInput, CorruptArtifact: model or rollouts are not there or damaged.
     """
     model = open_artifact(config.model, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")

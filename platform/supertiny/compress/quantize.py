@@ -17,6 +17,7 @@ from llmcompressor.modifiers import Modifier
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
+from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 from llmcompressor.pipelines.cache import IntermediatesCache
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,7 +72,10 @@ def recipe(config: QuantizeConfig) -> list[Modifier]:
         return [QuantizationModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
     if config.format == "awq_w4a16":
         return [AWQModifier(n_grid=config.num_scales), QuantizationModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
-    return [GPTQModifier(config_groups=groups, ignore=NOT_QUANTIZED)]
+    rounded = GPTQModifier(config_groups=groups, ignore=NOT_QUANTIZED)
+    if config.smoothing_strength is None:
+        return [rounded]
+    return [SmoothQuantModifier(smoothing_strength=config.smoothing_strength), rounded]
 
 
 def write_quantized(source: Path, folder: Path, steps: list[Modifier], batches: Sequence[Batch]) -> None:

@@ -11,6 +11,8 @@ from supertiny.formats import Format
 
 SUPPORTED = ("llama", "qwen2", "qwen3")
 """Architectures whose parameters we count and cut, by the `model_type` of their config."""
+QWEN3_HEAD_DIM = 128
+"""Of a config that leaves it out, as transformers has it; the others share out the hidden size."""
 INPUT_MULTIPLE = 128
 """Stock matrix kernels want input widths (K) that 128 divides, and so do quantization groups of 128."""
 OUTPUT_MULTIPLE = 64
@@ -95,14 +97,15 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     if config.get("mlp_bias"):
         raise ConfigError("cannot compress a llama model with mlp_bias; supported are feed-forwards without biases")
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in needed if not isinstance(config.get(name), int)]
+    missing = [name for name in needed if not (isinstance(config.get(name), int) and config[name] > 0)]
     if missing:
         raise ConfigError(f"the model's config.json has no {', '.join(missing)}; expected those of a {kind} model")
+    head_dim = QWEN3_HEAD_DIM if kind == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
     return Shape(
         model_type=kind,
         **{name: config[name] for name in needed},
         num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        head_dim=config.get("head_dim") or head_dim,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         attention_bias=kind != "qwen2" and bool(config.get("attention_bias", False)),
     )
@@ -114,13 +117,7 @@ def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
     Every linear layer's share of a worker: inputs a multiple of 128, outputs of 64. Whole heads a worker; key-value heads are repeated
     where there are fewer than workers.
     """
-    workers, problems = tensor_parallel_size, []
-    if shape.num_attention_heads % shape.num_key_value_heads:
-        problems.append(f"{shape.num_key_value_heads} key-value heads do not divide {shape.num_attention_heads} heads")
-    if shape.num_attention_heads % workers:
-        problems.append(f"{workers} workers do not divide {shape.num_attention_heads} heads")
-    if shape.num_key_value_heads % workers and workers % shape.num_key_value_heads:
-        problems.append(f"{workers} workers and {shape.num_key_value_heads} key-value heads do not divide")
+    workers, problems = tensor_parallel_size, _head_problems(shape, tensor_parallel_size)
     for linear in _shares(shape, workers):
         if linear.inputs % INPUT_MULTIPLE:
             problems.append(f"{linear.name}: {linear.inputs} inputs a worker are no multiple of {INPUT_MULTIPLE}")
@@ -129,6 +126,12 @@ def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
     if shape.vocab_size % (OUTPUT_MULTIPLE * workers):
         problems.append(f"vocab_size {shape.vocab_size} is no multiple of {OUTPUT_MULTIPLE * workers}")
     return problems
+
+
+def check_heads(shape: Shape, tensor_parallel_size: int) -> None:
+    """Check what engines insist on, and no cut changes: a whole number of heads for every worker; raises ConfigError."""
+    if problems := _head_problems(shape, tensor_parallel_size):
+        raise ConfigError(f"tensor_parallel_size {tensor_parallel_size}: {' and '.join(problems)}, which no cut changes")
 
 
 def check_group_size(shape: Shape, group_size: int) -> None:
@@ -162,6 +165,17 @@ def shrink_config(config: Mapping[str, Any], shape: Shape, kept_layers: Sequence
     if "max_window_layers" in config:
         changed["max_window_layers"] = sum(layer < config["max_window_layers"] for layer in kept_layers)
     return {**config, **changed}
+
+
+def _head_problems(shape: Shape, workers: int) -> list[str]:
+    heads, keys, problems = shape.num_attention_heads, shape.num_key_value_heads, []
+    if heads % keys:
+        problems.append(f"{keys} key-value heads do not divide {heads} heads")
+    if heads % workers:
+        problems.append(f"{workers} workers do not divide {heads} heads")
+    if keys % workers and workers % keys:
+        problems.append(f"{workers} workers and {keys} key-value heads do not divide")
+    return problems
 
 
 def _shares(shape: Shape, workers: int) -> list[Linear]:

@@ -74,8 +74,14 @@ def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: 
         num_rows: rows of the embedding; those without a token come last.
 
     Raises:
-        ConfigError: more tokens are required.
+        ConfigError: more tokens are required, or a token has no row.
     """
+    rowless = [token for token, number in {**vocabulary.ids, **vocabulary.added}.items() if number >= num_rows]
+    if rowless:
+        raise ConfigError(
+            f"the tokenizer has {len(rowless)} tokens beyond the {num_rows:,} rows of the embedding, such as {rowless[0]!r}; "
+            "give them rows (resize_token_embeddings) or take them out of the tokenizer"
+        )
     if size < len(required):
         raise ConfigError(
             f"a vocabulary of {size} would drop {len(required) - size} of the {len(required)} tokens that have to stay: the "

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from supertiny.evaluate import phrases, plots
-from supertiny.evaluate.schema import Curves, GateResult, Report, Stage
+from supertiny.evaluate.schema import Choice, Curves, GateResult, Report, Stage
 
 
 def render_page(report: Report) -> str:
@@ -21,6 +21,7 @@ def render_page(report: Report) -> str:
         tiles=_tiles(report),
         plots="\n".join(_figure(report, *plot) for plot in _PLOTS),
         stages=_stages(report),
+        choice=_choice(report.choice) if report.choice else "",
         slices=_slices(report.gate) if report.gate else "",
         training=_training(report),
         ab=_ab(report),
@@ -155,6 +156,14 @@ def _stage_cells(stage: Stage) -> list[str]:
         phrases.count(stage.parameters),
         phrases.size(stage.bytes),
     ]
+
+
+def _choice(choice: Choice) -> str:
+    table = _table(choice.columns, (("candidate" if "chosen" in cells else "", list(map(escape, cells))) for cells in choice.rows))
+    return (
+        '<section aria-labelledby="choice"><h2 id="choice">Formats and shapes against each other</h2>'
+        f'<p class="muted">{escape(choice.why)}</p>{table}</section>'
+    )
 
 
 def _slices(gate: GateResult) -> str:

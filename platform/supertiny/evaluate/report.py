@@ -13,7 +13,7 @@ from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.curves import read_curves
 from supertiny.evaluate.page import render_page
-from supertiny.evaluate.schema import Ab, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
+from supertiny.evaluate.schema import Ab, Choice, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
 
 STAGES = ("teacher", "base", "sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "w8a8")
 """The chain's models, in the order of those that stand at one place of it; others come after them."""
@@ -28,6 +28,7 @@ def write_report(
     prices: str | None = None,
     gate: str = "gate",
     ab: Ab | None = None,
+    choice: Choice | None = None,
     more_seconds: Mapping[str, float] | None = None,
 ) -> Report:
     """The run's report, written into `run_root` as `report.json` and `report.html`.
@@ -38,13 +39,14 @@ def write_report(
         prices: price table (TOML); None takes the checkout's.
         gate: name of the gate's artifact; the report goes without where there is none yet.
         ab: what the traffic showed, once something was served.
+        choice: models measured against each other, once they were.
         more_seconds: time of whatever left no artifact, by name, such as `serve`.
 
     Raises:
         MissingInput: the run has no evaluation.
         ConfigError: the evaluations ran on different machines, or the price table lacks theirs.
     """
-    report = build_report(run_root, prices=prices, gate=gate, ab=ab, more_seconds=more_seconds)
+    report = build_report(run_root, prices=prices, gate=gate, ab=ab, choice=choice, more_seconds=more_seconds)
     root = Path(run_root).expanduser().absolute()
     write_atomically(root / "report.json", report.model_dump_json(indent=2) + "\n")
     write_atomically(root / "report.html", render_page(report))
@@ -52,7 +54,9 @@ def write_report(
     return report
 
 
-def build_report(run_root: str, *, prices: str | None, gate: str, ab: Ab | None, more_seconds: Mapping[str, float] | None) -> Report:
+def build_report(
+    run_root: str, *, prices: str | None, gate: str, ab: Ab | None, choice: Choice | None, more_seconds: Mapping[str, float] | None
+) -> Report:
     """The report as data; arguments and errors are those of `write_report`."""
     root = Path(run_root).expanduser().absolute()
     published = published_in(root)
@@ -72,6 +76,7 @@ def build_report(run_root: str, *, prices: str | None, gate: str, ab: Ab | None,
         ],
         gate=_gate(open_artifact(gate, run_root, "gate")) if gate in published else None,
         ab=ab,
+        choice=choice,
         seconds={**{name: manifest.seconds for name, manifest in published.items()}, **(more_seconds or {})},
         curves={name: curves for name in published if (curves := read_curves(root / name))},
         versions=versions(),

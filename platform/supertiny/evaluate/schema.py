@@ -155,6 +155,15 @@ class Ab(Record):
     """What the arms' cost is made of, for the reader."""
 
 
+class Choice(Record):
+    """Which of several measured models to serve: a table that `jobs/pareto.py` made."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    why: str
+    """The choice in one sentence."""
+
+
 class Report(Record):
     """Everything that one run showed."""
 
@@ -162,6 +171,8 @@ class Report(Record):
     gate: GateResult | None
     ab: Ab | None
     """None before anything was served."""
+    choice: Choice | None = None
+    """None before models were measured against each other."""
     seconds: dict[str, float]
     """What making each artifact took, by its name, in the order in which they were published."""
     curves: dict[str, Curves] = Field(default_factory=dict)

@@ -12,6 +12,7 @@ from supertiny.compress.pareto import Row, choose, dominated_by, explain, render
 from supertiny.compress.speed import Speed, measure_speed
 from supertiny.errors import ConfigError
 from supertiny.evaluate.judge import choose as choose_prompts
+from supertiny.evaluate.judge import read_predictions
 from supertiny.evaluate.schema import EvaluationMetrics
 from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.records import Prompt
@@ -50,13 +51,18 @@ def pareto(config: ParetoConfig) -> Artifact:
 
 
 def check_same(models: dict[str, Artifact], evaluations: dict[str, Artifact]) -> None:
-    """Check that every evaluation is of its model as it is now, and that all asked as many prompts; raises ConfigError."""
+    """Check that every evaluation is of its model as it is now, and that all asked the same prompts; raises ConfigError."""
     for name, evaluation in evaluations.items():
         if evaluation.manifest.parents["model"].sha256 != models[name].as_parent().sha256:
             raise ConfigError(f"{evaluation.path} is not of {models[name].path} as it is now; evaluate it again")
-    asked = {name: EvaluationMetrics.model_validate(each.manifest.metrics).exact_match.n for name, each in evaluations.items()}
-    if len(set(asked.values())) > 1:
-        raise ConfigError(f"the evaluations asked different numbers of prompts: {asked}; evaluate all with the same num_prompts")
+    asked = {name: {row.prompt_id for row in read_predictions(each)} for name, each in evaluations.items()}
+    first, *others = asked
+    for name in others:
+        if alone := asked[first] ^ asked[name]:
+            raise ConfigError(
+                f"eval-{first} and eval-{name} asked different prompts: {len(alone)} are in one alone, such as {min(alone)}; evaluate all "
+                "with the same task, split and num_prompts"
+            )
 
 
 def _speed(config: ParetoConfig, model: Artifact, task: Task, prompts: Sequence[Prompt]) -> Speed:

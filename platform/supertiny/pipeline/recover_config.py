@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,16 @@ class RecoverConfig(StageConfig):
     evaluate: EvaluateConfig
     """How the cut model and every round are evaluated: as the baseline was; `name` and `model` are set for each."""
 
+    @model_validator(mode="after")
+    def _trained_for_what_is_measured(self) -> Self:
+        """Rounds trained through another rounding than the one that they are measured in would land beside what was trained for."""
+        trained = self.heal.quantization_aware
+        if self.quantize is not None and trained is not None:
+            wanted, given = ((each.format, each.group_size) for each in (self.quantize, trained))
+            if wanted != given:
+                raise ValueError(f"heal.quantization_aware has format and group_size {given}, quantize has {wanted}; leave out the former")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, values: Any) -> Any:
@@ -55,6 +65,8 @@ class RecoverConfig(StageConfig):
         values = {**values, **{section: {**top, **start[section], **values.get(section, {})} for section in start}}
         if "quantize" in start:
             student = values["heal"]["student"]
+            if values["quantize"].get("student", student) != student:
+                raise ValueError(f"quantize.student: without effect; every round quantizes what healing makes of {student}")
             aware = {name: values["quantize"].get(name) for name in ("format", "group_size") if values["quantize"].get(name) is not None}
             values["heal"] = {"quantization_aware": {"format": "awq_w4a16", **aware}, **values["heal"]}
             values["quantize"] = {**values["quantize"], "student": student}

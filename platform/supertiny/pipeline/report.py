@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from supertiny.evaluate.report import write_report
-from supertiny.evaluate.schema import Ab, Arm, Latency, Report
+from supertiny.compress.pareto import COLUMNS, Row, cells, explain
+from supertiny.evaluate.report import published_in, write_report
+from supertiny.evaluate.schema import Ab, Arm, Choice, Latency, Report
 from supertiny.evaluate.table import render_ab_table, render_table
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.serving.traffic import ArmTraffic, TrafficReport
@@ -24,7 +25,17 @@ def write_run_report(config: PipelineConfig, traffic: TrafficReport | None = Non
     if traffic is not None:
         ab = Ab(control=_arm(traffic.control), treatment=_arm(traffic.treatment), cost_basis=traffic.cost_basis)
     more = {"serve": round(serve_seconds, 3)} if serve_seconds is not None else {}
-    return write_report(config.run_root, prices=config.evaluate.prices, gate=config.gate.name, ab=ab, more_seconds=more)
+    choice = newest_choice(config.run_root)
+    return write_report(config.run_root, prices=config.evaluate.prices, gate=config.gate.name, ab=ab, choice=choice, more_seconds=more)
+
+
+def newest_choice(run_root: str) -> Choice | None:
+    """The newest table of `jobs/pareto.py` in a run; None where there is none yet."""
+    tables = [each for each in published_in(Path(run_root).expanduser().absolute()).values() if each.kind == "pareto"]
+    if not tables:
+        return None
+    rows, margin = [Row.model_validate(row) for row in tables[-1].metrics["rows"]], tables[-1].config["margin"]
+    return Choice(columns=list(COLUMNS), rows=cells(rows, margin), why=explain(rows, margin))
 
 
 def show(report: Report, run_root: Path) -> None:
