@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_model, rows
+from pydantic import ValidationError
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
@@ -90,3 +91,10 @@ def test_where_quantizing_costs_too_much_the_student_is_trained_through_the_roun
     assert [(each.format, each.group_size) for each in aware] == [("gptq_w4a16", 64)] * 2
     made = [(each.name, each.student, each.rounding) for each in healer.quantized]
     assert made == [("w4a16", "prune", "calibrated"), ("w4a16-1", "heal-1", "nearest"), ("w4a16-2", "heal-2", "nearest")]
+
+
+def test_training_for_another_format_than_is_made_is_refused():
+    with pytest.raises(
+        ValidationError, match=r"trains for w8a8 in groups of None, quantize makes gptq_w4a16 in groups of 128; leave it out"
+    ):
+        RecoverConfig.model_validate({"quantize": {"format": "gptq_w4a16"}, "heal": {"quantization_aware": {"format": "w8a8"}}})

@@ -59,3 +59,13 @@ class RecoverConfig(StageConfig):
             values["heal"] = {"quantization_aware": {"format": "awq_w4a16", **aware}, **values["heal"]}
             values["quantize"] = {**values["quantize"], "student": student}
         return values
+
+    @model_validator(mode="after")
+    def _trained_for_its_format(self) -> RecoverConfig:
+        aware, made = self.heal.quantization_aware, self.quantize
+        if aware and made and (aware.format, aware.group_size) != (made.format, made.group_size):
+            raise ValueError(
+                f"heal.quantization_aware trains for {aware.format} in groups of {aware.group_size}, quantize makes {made.format} "
+                f"in groups of {made.group_size}; leave it out, and it is what quantize makes"
+            )
+        return self
