@@ -67,6 +67,11 @@ def steps_and_losses(folder: Path) -> list[tuple[float, float]]:
     return [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl")]
 
 
+def first_gradient_norm(folder: Path) -> float:
+    """Before it is clipped."""
+    return read_metrics(folder / "metrics.jsonl")[0]["gradient_norm"]
+
+
 def test_a_student_learns_the_rollouts_and_is_published_as_a_plain_model_folder(undisturbed: Path, inputs: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -92,8 +97,18 @@ def test_a_student_learns_the_rollouts_and_is_published_as_a_plain_model_folder(
 def test_workers_accumulation_zero_and_packing_leave_the_loss_curve_as_it_is(
     values: dict[str, int], undisturbed: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    losses = zip(steps_and_losses(distill(config_in(tmp_path, inputs, **values)).path), steps_and_losses(undisturbed), strict=True)
+    folder = distill(config_in(tmp_path, inputs, **values)).path
+    losses = zip(steps_and_losses(folder), steps_and_losses(undisturbed), strict=True)
     assert all(one[1] == pytest.approx(other[1], rel=0.05) for one, other in losses)  # they round in another order
+    assert first_gradient_norm(folder) == pytest.approx(first_gradient_norm(undisturbed), rel=0.05)  # Adam would hide another scale
+
+
+@pytest.mark.slow
+def test_a_student_is_trained_through_the_rounding_where_that_is_asked_for(undisturbed: Path, inputs: Path, tmp_path: Path) -> None:
+    aware = {"format": "awq_w4a16", "group_size": 32}
+    losses = steps_and_losses(distill(config_in(tmp_path, inputs, epochs=2.0, quantization_aware=aware)).path)
+    assert losses[0] != steps_and_losses(undisturbed)[0]  # of the same weights, which the first step has not moved yet
+    assert losses[-1][1] < 0.95 * losses[0][1]
 
 
 @pytest.mark.slow

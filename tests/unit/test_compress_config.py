@@ -39,6 +39,12 @@ def test_smoothing_is_a_setting_of_calibrated_w8a8():
             validate(QuantizeConfig, {**others, "smoothing_strength": 0.5}, "test")
 
 
+def test_to_nearest_no_scales_are_tried():
+    assert validate(QuantizeConfig, {"rounding": "nearest"}, "test").num_scales is None
+    with pytest.raises(ConfigError, match="num_scales: without effect where every weight is rounded to nearest"):
+        validate(QuantizeConfig, {"rounding": "nearest", "num_scales": 5}, "test")
+
+
 def test_a_setting_of_awq_is_taken_on_awq():
     assert load(QuantizeConfig, DEMO / "awq.toml", ["group_size=64"]).group_size == 64
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from supertiny.train.batching import batches, collate, lay_out, num_steps, share
 from supertiny.train.config import DistillConfig, LossWeights
 from supertiny.train.losses import has_teacher
 from supertiny.train.objective import check_teacher
-from supertiny.train.packing import PackedRows, pack, read_rows, write_rows
+from supertiny.train.packing import PackedRows, check_tokens, pack, read_rows, write_rows
 
 LENGTHS = np.array([7, 3, 9, 4, 6, 5, 8, 3, 10, 4, 5])
 
@@ -177,6 +178,14 @@ def test_rollouts_of_another_tokenizer_are_refused_by_name(rollouts: list[Rollou
     damaged = rollouts[3].model_copy(update={"completion": shifted})
     with pytest.raises(CorruptArtifact, match=f"rollout {damaged.rollout_id}: .* teacher and student must share one"):
         pack([*rollouts[:3], damaged], tokenizer, 1024)
+
+
+def test_a_token_that_the_student_has_no_embedding_for_is_refused(packed: PackedRows, tokenizer: Any) -> None:
+    check_tokens(packed, len(tokenizer), Path("/rollouts"))
+    beyond = packed.top_k_ids_MK.copy()
+    beyond[3, 1] = len(tokenizer)
+    with pytest.raises(CorruptArtifact, match=f"/rollouts: token {len(tokenizer)}, .* embedding has {len(tokenizer)} rows"):
+        check_tokens(replace(packed, top_k_ids_MK=beyond), len(tokenizer), Path("/rollouts"))
 
 
 def test_teacher_logprobs_for_another_number_of_tokens_are_refused(rollouts: list[Rollout], tokenizer: object) -> None:

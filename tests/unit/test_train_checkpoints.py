@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from supertiny.errors import CorruptArtifact, NotFinite
-from supertiny.train.checkpoints import CHECKPOINT, checkpoint_folder, newest_good, seal, step_of
+from supertiny.train.checkpoints import CHECKPOINT, checkpoint_folder, newest_good, seal, step_of, take_name
 from supertiny.train.metrics import check_finite, keep_until, read_metrics
 
 
@@ -35,6 +35,15 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path: Path) -> None:
     done = write_checkpoint(tmp_path, 50)
     (write_checkpoint(tmp_path, 100) / CHECKPOINT).unlink()
     assert newest_good(tmp_path) == done
+
+
+def test_a_checkpoint_takes_the_place_of_what_an_earlier_attempt_left_under_its_name(tmp_path: Path) -> None:
+    (left := checkpoint_folder(tmp_path, 8)).mkdir()
+    (left / "cut short").touch()
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / "model").touch()
+    take_name(tmp_path / "checkpoint-8", left)
+    assert [path.name for path in left.iterdir()] == ["model"]
 
 
 def test_without_checkpoints_training_starts_afresh(tmp_path: Path) -> None:

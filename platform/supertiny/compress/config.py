@@ -112,7 +112,7 @@ class QuantizeConfig(CompressConfig):
     group_size: Literal[32, 64, 128] | None = None
     """4-bit formats only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
     num_scales: int | None = Field(None, ge=1, le=100)
-    """AWQ only: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
+    """AWQ only, and not to nearest: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
     smoothing_strength: float | None = Field(None, gt=0, lt=1)
     """W8A8 only: share of the activations' outliers that SmoothQuant moves into the weights before they are rounded (0.5 in its paper,
     arXiv 2211.10438). None leaves them where they are."""
@@ -127,7 +127,11 @@ class QuantizeConfig(CompressConfig):
         if not isinstance(values, Mapping):
             return values
         form = values.get("format", "awq_w4a16")
-        defaults = FORMAT_DEFAULTS.get(form, {})
+        defaults = dict(FORMAT_DEFAULTS.get(form, {}))
+        if values.get("rounding") == "nearest":
+            defaults.pop("num_scales", None)
+            if values.get("num_scales") is not None:
+                raise ValueError("num_scales: without effect where every weight is rounded to nearest; leave it out")
         without_effect = [key for key in FORMAT_DEFAULTS["awq_w4a16"] if key not in defaults and values.get(key) is not None]
         if without_effect:
             having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]

@@ -87,8 +87,8 @@ def _quantized(config: RecoverConfig, student: str, number: int, stages: Stages)
     if config.quantize is None:
         return student
     name = f"{config.quantize.name}-{number}" if number else config.quantize.name
-    rounding = "nearest" if number else config.quantize.rounding
-    stages.quantize(config.quantize.model_copy(update={"name": name, "student": student, "rounding": rounding}))
+    rounding = {"rounding": "nearest", "num_scales": None, "smoothing_strength": None} if number else {}
+    stages.quantize(config.quantize.model_copy(update={"name": name, "student": student, **rounding}))
     return name
 
 

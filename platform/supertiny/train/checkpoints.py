@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -38,6 +39,12 @@ def step_of(folder: Path) -> int:
 def workers_of(folder: Path) -> int:
     """How many workers wrote a sealed checkpoint."""
     return CheckpointNote.model_validate_json((folder / CHECKPOINT).read_bytes()).num_workers
+
+
+def take_name(draft: Path, folder: Path) -> None:
+    """Rename a checkpoint that is written; what an earlier attempt left under the name, damaged or never sealed, gives way."""
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.replace(folder)
 
 
 def seal(folder: Path, step: int, num_workers: int) -> None:

@@ -203,6 +203,8 @@ class OnPolicyConfig(DrawConfig):
 
     teacher: str = "package://supertiny.tasks.assistant/models/teacher"
     """Model artifact of the teacher; it must share the student's tokenizer."""
+    temperature: float = Field(1.0, gt=0, le=10)
+    """Temperature of the completions drawn and, as TRL has one number for both, of the two distributions that are compared."""
     jsd_beta: float | None = Field(None, gt=0, lt=1)
     """The teacher's share of the mixture in the generalised Jensen-Shannon divergence (TRL's `beta`); for `losses.jsd` alone."""
 

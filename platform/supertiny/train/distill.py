@@ -20,11 +20,11 @@ from supertiny.train.config import DistillConfig, TrainConfig
 from supertiny.train.draw import check_enough, run_draw
 from supertiny.train.metrics import read_metrics
 from supertiny.train.objective import check_teacher
-from supertiny.train.packing import pack, write_rows
+from supertiny.train.packing import check_tokens, pack, write_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
 from supertiny.train.replay import renamed, with_replay
-from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer
+from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer, vocabulary_size
 from supertiny.train.workers import check_fits, checkpoints_in, run_workers
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
     rows = pack(table, tokenizer, config.max_tokens)
     if not rows.rollout_ids:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
+    check_tokens(rows, vocabulary_size(student), rollouts)
     check_teacher(config, rows, rollouts)
     if config.quantization_aware:
         from supertiny.train.fake_quantization import check_groups  # brings torch

@@ -20,7 +20,7 @@ from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
 from supertiny.train.rewards import TrlReward
-from supertiny.train.trainers import common_settings, draw_settings, run_trainer
+from supertiny.train.trainers import common_settings, draw_settings, in_its_pass, run_trainer
 
 METRICS = {"reward": "reward", "reward_std": "reward_std", "kl": "kl", "frac_reward_zero_std": "equal_groups_fraction"}
 """TRL's names and ours; the rewards by themselves come with it."""
@@ -35,7 +35,7 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
     names = {f"rewards/{name}/mean": f"reward_{name}" for name in config.rewards.weights()}
     rows, task = read_prompts(plan.prompts), load_task(config.task)
 
-    def build(model: Any, tokenizer: Any, callbacks: list[Any]) -> Grpo:
+    def build(model: Any, tokenizer: Any, callbacks: list[Any], steps_done: int) -> Grpo:
         prompts = [row.prompt for row in rows]
         return Grpo(
             model=model,
@@ -47,6 +47,7 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
             callbacks=callbacks,
             group_size=config.group_size,
             drop_equal_groups=config.drop_equal_groups,
+            steps_done=steps_done,
         )
 
     return run_trainer(plan, {**METRICS, **names}, build)
@@ -81,9 +82,12 @@ class Grpo(GRPOTrainer):
     drawing others in their place.
     """
 
-    def __init__(self, *, group_size: int, drop_equal_groups: bool, **arguments: Any) -> None:
+    def __init__(self, *, group_size: int, drop_equal_groups: bool, steps_done: int, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._group_size, self._drop_equal_groups = group_size, drop_equal_groups
+        self._group_size, self._drop_equal_groups, self._steps_done = group_size, drop_equal_groups, steps_done
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        return in_its_pass(super()._get_train_sampler(dataset), self._steps_done)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch of this worker's completions, in the order of its prompts; a dropped one has no token in the mask."""

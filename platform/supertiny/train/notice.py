@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import ray.train
 from transformers import TrainerCallback
@@ -53,10 +54,10 @@ class AnswerNotice(TrainerCallback):
         self._notice = notice
         self._waits = False
 
-    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-        """Called by the trainer on every worker; asks for a checkpoint."""
-        if self._notice.came():
-            self._waits = control.should_save = True  # type: ignore[attr-defined]
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer on every worker; asks for a checkpoint, but after the last step."""
+        if self._notice.came() and state.global_step < state.max_steps:
+            self._waits = control.should_save = True
 
     def on_save(self, args: object, state: object, control: object, **_: object) -> None:
         """Called by the trainer on every worker, the checkpoint written."""

@@ -24,7 +24,7 @@ from supertiny.train.config import DistillConfig
 from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
-from supertiny.train.trainers import common_settings, draw_settings, run_trainer
+from supertiny.train.trainers import common_settings, draw_settings, in_its_pass, run_trainer
 
 
 def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
@@ -35,9 +35,9 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
     scorer = plan.teacher
     assert scorer is not None
 
-    def build(model: Any, tokenizer: Any, callbacks: list[Any]) -> DistillationTrainer:
+    def build(model: Any, tokenizer: Any, callbacks: list[Any], steps_done: int) -> OnPolicy:
         teacher = AutoModelForCausalLM.from_pretrained(scorer, dtype=torch.bfloat16, attn_implementation=config.attention)
-        return DistillationTrainer(
+        return OnPolicy(
             model=model,
             teacher_model=teacher,
             args=trainer_settings(config, plan.num_steps, dist.get_world_size(), plan.checkpoints),
@@ -45,10 +45,22 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
             processing_class=tokenizer,
             peft_config=lora_config(config.lora) if config.lora else None,
             callbacks=callbacks,
+            steps_done=steps_done,
         )
 
     metrics = run_trainer(plan, {}, build)
     return {**metrics, divergence: metrics["loss"]}
+
+
+class OnPolicy(DistillationTrainer):
+    """TRL's trainer, in which a run that goes on does so with the prompts that are left of its pass."""
+
+    def __init__(self, *, steps_done: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._steps_done = steps_done
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        return in_its_pass(super()._get_train_sampler(dataset), self._steps_done)
 
 
 def trainer_settings(config: DistillConfig, num_steps: int, num_workers: int, output: Path) -> DistillationConfig:

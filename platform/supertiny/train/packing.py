@@ -84,6 +84,20 @@ def pack(rollouts: Sequence[Rollout], tokenizer: Any, max_tokens: int) -> Packed
     )
 
 
+def check_tokens(rows: PackedRows, vocabulary_size: int, rollouts: Path) -> None:
+    """Refuse tokens that the student has no embedding for, which no worker could look up.
+
+    Raises:
+        CorruptArtifact: naming the largest.
+    """
+    largest = max(int(tokens.max(initial=0)) for tokens in (rows.tokens_L, rows.top_k_ids_MK))
+    if largest >= vocabulary_size:
+        raise CorruptArtifact(
+            f"{rollouts}: token {largest}, its own or the teacher's, where the student's embedding has {vocabulary_size} rows; "
+            "teacher and student must share a tokenizer, or the rollouts must be made again"
+        )
+
+
 def write_rows(rows: PackedRows, folder: Path) -> None:
     """One `.npy` file an array, and the ids."""
     folder.mkdir(parents=True, exist_ok=True)

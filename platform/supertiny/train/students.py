@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 from pathlib import Path
@@ -32,6 +31,14 @@ def open_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def vocabulary_size(folder: Path) -> int:
+    """Rows of a model folder's embedding."""
+    from transformers import AutoConfig
+
+    size: int = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+    return size
+
+
 def check_same_tokenizer(teacher: Path, student: Path) -> None:
     """Refuse to compare two models' distributions over different tokens.
 
@@ -40,7 +47,7 @@ def check_same_tokenizer(teacher: Path, student: Path) -> None:
         MissingInput: one of the folders is no model folder with a fast tokenizer.
     """
     ours, theirs = (open_tokenizer(folder).get_vocab() for folder in (student, teacher))
-    sizes = [json.loads((folder / "config.json").read_text())["vocab_size"] for folder in (student, teacher)]
+    sizes = [vocabulary_size(folder) for folder in (student, teacher)]
     differing = [token for token in sorted({*ours, *theirs}) if ours.get(token) != theirs.get(token)]
     if not differing and sizes[0] == sizes[1]:
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from supertiny.errors import NotFinite
 from supertiny.tracking import Tracker, open_trackers
-from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of
+from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of, take_name
 from supertiny.train.config import DrawConfig, TrainConfig
 from supertiny.train.metrics import keep_until
 from supertiny.train.notice import AnswerNotice, Notice
@@ -41,12 +40,12 @@ NAMED = ("reward", "kl", "completion_tokens", "entropy", EXACT_MATCH)
 """Metrics of a progress line, beside the loss."""
 
 
-def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, Any, list[Any]], Any]) -> dict[str, float]:
+def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, Any, list[Any], int], Any]) -> dict[str, float]:
     """The last step's metrics; worker 0 leaves the trained student in `plan.output`.
 
     Args:
         names: TRL's names of further metrics, and ours.
-        build: makes TRL's trainer from the student, its tokenizer and the callbacks.
+        build: makes TRL's trainer from the student, its tokenizer, the callbacks and the steps that an earlier attempt has done.
 
     Raises:
         NotFinite: the loss or the gradient is NaN or infinite; every worker raises it, at the same step.
@@ -60,7 +59,8 @@ def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, 
     validation = open_validation(plan, first_step)
     watch = Watch(plan, {**METRICS, **names}, first_step, validation)
     model = AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=plan.config.attention)
-    trainer = build(model, tokenizer, [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot))])
+    callbacks = [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot))]
+    trainer = build(model, tokenizer, callbacks, first_step)
     trainer.remove_callback(PrinterCallback)  # the trainer's own lines, which say what ours do at length
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.close()
@@ -92,6 +92,17 @@ def common_settings(config: TrainConfig, num_steps: int, num_workers: int, outpu
         "report_to": [],
         "deepspeed": _deepspeed_settings(config) if config.zero_stage else None,
     }
+
+
+def in_its_pass(sampler: Any, steps_done: int) -> Any:
+    """TRL's sampler of prompts, before the pass that an earlier attempt was in.
+
+    It draws the order of every pass from one generator, whose state no checkpoint has (TRL 1.16): a resumed run would skip so many prompts
+    of the first pass's order, and see some of its own pass twice and others not at all.
+    """
+    for _ in range(steps_done // (sampler.num_samples // sampler.batch_size)):
+        next(iter(sampler))  # which draws one
+    return sampler
 
 
 def draw_settings(config: DrawConfig) -> dict[str, Any]:
@@ -167,12 +178,16 @@ class SealCheckpoints(TrainerCallback):
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer on every worker, after it has decided; after the last step nothing is left to go on with."""
+        control.should_save = control.should_save and state.global_step < state.max_steps
+
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer on every worker, each having written its part."""
         dist.barrier()
         folder = checkpoint_folder(self._root, state.global_step)
         if dist.get_rank() == 0:
-            os.replace(self._root / f"checkpoint-{state.global_step}", folder)
+            take_name(self._root / f"checkpoint-{state.global_step}", folder)
             seal(folder, state.global_step, dist.get_world_size())
         dist.barrier()
         ray.train.report(
