@@ -15,6 +15,10 @@ import httpx
 from tests.serving.load import Sent, persistent
 
 
+PATIENCE_SECONDS = 60
+"""Of a client, over all tries; what has no answer then has failed."""
+
+
 @dataclass(frozen=True)
 class Day:
     """Simulated hours, each `hour_seconds` long.
@@ -113,7 +117,12 @@ async def _live(url: str, day: Day, again: int, sent: list[Sent]) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as client, asyncio.TaskGroup() as group:
 
         async def ask(index: int) -> None:
-            sent.append(await persistent(client, streamed=index % 10 == 0, again=again))
+            unanswered = Sent(streamed=index % 10 == 0, seconds=PATIENCE_SECONDS)
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    sent.append(await persistent(client, streamed=unanswered.streamed, again=again))
+            except TimeoutError:
+                sent.append(unanswered)
 
         start, due, index = time.monotonic(), 0.0, 0
         while due < day.seconds:
