@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 from tests.serving.load import Sent, persistent
 
-
 PATIENCE_SECONDS = 60
 """Of a client, over all tries; what has no answer then has failed."""
 
