@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from supertiny.errors import CorruptArtifact, MissingInput
-from supertiny.records import Completion, Judgement, Prompt, Rollout, StepUsage, TopK, Usage, Verdict, is_utf8
+from supertiny.records import Completion, Judgement, Prompt, Rollout, StepUsage, Tool, TopK, Usage, Verdict, is_utf8
 
 ACCEPTED = "rollouts.parquet"
 REJECTED = "rejected.parquet"
@@ -58,6 +60,8 @@ SCHEMA = pa.schema(
 )
 
 _TEACHER = ("teacher_ids", "teacher_logprobs")
+_TOP_K = (*_TEACHER, "teacher_tail_mass")
+_ROWS_AT_A_TIME = 256
 _STORED: dict[str, Any] = {
     "compression": "zstd",
     # a top-k id is hardly ever in the next row, so a dictionary costs more than it saves; zstd finds more byte by byte
@@ -66,14 +70,26 @@ _STORED: dict[str, Any] = {
 }
 
 
-def read_rollouts(folder: Path) -> list[Rollout]:
+def read_rollouts(folder: Path, *, top_k: bool = True) -> list[Rollout]:
     """The accepted rollouts of an artifact, in prompt order.
+
+    Args:
+        top_k: whether to read the teacher's log-probabilities, which are most of a row.
 
     Raises:
         MissingInput: there is no such table.
         CorruptArtifact: it cannot be read, or a row's teacher log-probabilities are not those of its tokens.
     """
-    return from_table(read_table(folder / ACCEPTED), str(folder / ACCEPTED))
+    return from_table(read_table(folder / ACCEPTED, [] if top_k else _TOP_K), str(folder / ACCEPTED))
+
+
+def iter_rollouts(folder: Path) -> Iterator[Rollout]:
+    """The same rollouts, of which only some hundreds are in memory at a time; raises as `read_rollouts`, once it comes there."""
+    path = folder / ACCEPTED
+    with _readable(path), pq.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow, path)
+        for batch in file.iter_batches(_ROWS_AT_A_TIME):
+            yield from from_table(pa.Table.from_batches([batch]), str(path))
 
 
 def read_rejected(folder: Path) -> list[Rollout]:
@@ -110,23 +126,33 @@ class TableWriter:
         self._file.close()
 
 
-def read_table(path: Path) -> pa.Table:
-    """A rollout table as it is stored.
+def read_table(path: Path, without: Collection[str] = ()) -> pa.Table:
+    """A rollout table as it is stored, without some of its columns.
 
     Raises:
         MissingInput: there is no such file.
         CorruptArtifact: it is cut short, no Parquet, or has other columns.
     """
+    with _readable(path), pq.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow, path)
+        return file.read([name for name in file.schema_arrow.names if name not in without])
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What reading a file may raise, in our words."""
     try:
-        table = pq.read_table(path, partitioning=None)
+        yield
     except FileNotFoundError:
         raise MissingInput(f"{path}: no such rollout table; run jobs/rollout.py") from None
     except (pa.ArrowException, OSError) as error:
         raise CorruptArtifact(f"{path} cannot be read as Parquet: {error}; make the rollouts again") from None
-    wrong = [field.name for field in SCHEMA if field.name not in table.schema.names or table.schema.field(field.name).type != field.type]
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    wrong = [field.name for field in SCHEMA if field.name not in schema.names or schema.field(field.name).type != field.type]
     if wrong:
         raise CorruptArtifact(f"{path} is no rollout table of this version: columns missing or of another type: {', '.join(wrong)}")
-    return table
 
 
 def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
@@ -136,15 +162,15 @@ def to_table(rollouts: Sequence[Rollout]) -> pa.Table:
 
 
 def from_table(table: pa.Table, source: str) -> list[Rollout]:
-    """The rollouts of an Arrow table; `source` names it in the error.
+    """The rollouts of an Arrow table, without a top-k where it has no such columns; `source` names it in the error.
 
     Raises:
         CorruptArtifact: a row's token ids have another hash, or its teacher log-probabilities do not fit them.
     """
-    flat = {name: _lists(table.column(name)) for name in _TEACHER}
-    plain = table.drop_columns([*_TEACHER, "teacher_tail_mass"]).to_pylist()
+    plain = table.select([name for name in table.column_names if name not in _TOP_K]).to_pylist()
+    kept = {name: _lists(table.column(name)) for name in _TEACHER if name in table.column_names}
     try:
-        return [_rollout(row, flat["teacher_ids"][at], flat["teacher_logprobs"][at]) for at, row in enumerate(plain)]
+        return [_rollout(row, *(kept[name][at] for name in _TEACHER if kept)) for at, row in enumerate(plain)]
     except CorruptArtifact as error:
         raise CorruptArtifact(f"{source}: {error}") from None
     except ValueError as error:  # JSON, or a record that refuses a value
@@ -201,7 +227,8 @@ def _teacher_arrays(rollout: Rollout) -> tuple[Any, Any, Any]:
     return ids, logprobs, np.clip(1 - np.exp(logprobs.astype(np.float64)).sum(axis=1), 0, 1).astype(np.float32)
 
 
-def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Rollout:
+def _rollout(row: dict[str, Any], *teacher: Any) -> Rollout:
+    """A row as a record; `teacher` are its ids and log-probabilities, flat, or nothing."""
     name, token_ids = row["rollout_id"], row["token_ids"]
     if row["token_ids_sha256"] != _token_hash(name, token_ids):
         raise CorruptArtifact(f"rollout {name}: its token ids have another sha256 than when they were written; make the rollouts again")
@@ -211,11 +238,11 @@ def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Ro
         rollout_id=name,
         index=row["index"],
         prompt=Prompt.model_validate(prompt | {"reference": None if reference is None else json.loads(reference)}),
-        tools=json.loads(row["tools"]),
+        tools=_tools(row["tools"]),
         completion=Completion(
             text=row["text"],
             token_ids=token_ids,
-            top_k=_read_top_k(name, len(token_ids), row["teacher_k"], teacher_ids, teacher_logprobs),
+            top_k=_read_top_k(name, len(token_ids), row["teacher_k"], *teacher) if teacher else None,
             finish_reason=row["finish_reason"],
             usage=Usage(**{key: row[key] for key in ("calls", "prompt_tokens", "cached_tokens", "completion_tokens")}),
         ),
@@ -225,6 +252,13 @@ def _rollout(row: dict[str, Any], teacher_ids: Any, teacher_logprobs: Any) -> Ro
         student_logprob=row["student_logprob"],
         steps=read_steps(row["steps"]),
     )
+
+
+@lru_cache(maxsize=64)
+def _tools(value: str) -> list[Tool]:
+    """Those of a task are alike in every row, and are one object then."""
+    tools: list[Tool] = json.loads(value)
+    return tools
 
 
 def read_steps(value: str) -> dict[str, StepUsage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,17 @@ from hypothesis import strategies as st
 
 from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.records import Call, Completion, Prompt, Rollout, TopK, Usage, Verdict
-from supertiny.rollout_table import ACCEPTED, REJECTED, TableWriter, read_rejected, read_rollouts, read_table, to_table, write_rollouts
+from supertiny.rollout_table import (
+    ACCEPTED,
+    REJECTED,
+    TableWriter,
+    iter_rollouts,
+    read_rejected,
+    read_rollouts,
+    read_table,
+    to_table,
+    write_rollouts,
+)
 
 TOOL = {"type": "function", "function": {"name": "set_light", "parameters": {"type": "object", "properties": {}}}}
 
@@ -124,6 +135,41 @@ def test_token_ids_that_changed_or_belong_to_another_rollout_are_found_when_read
     replace_column(tmp_path / ACCEPTED, column, [value])
     with pytest.raises(CorruptArtifact, match="another sha256"):
         read_rollouts(tmp_path)
+
+
+def taught(count: int) -> list[Rollout]:
+    return [some_rollout(f"p{at}/0", tuple(range(at, at + 20)), top_k_for(tuple(range(at, at + 20)))) for at in range(count)]
+
+
+def test_part_by_part_a_table_is_the_same(tmp_path: Path) -> None:
+    write_rollouts(tmp_path / ACCEPTED, [*taught(600), some_rollout("last/0")])
+    assert list(iter_rollouts(tmp_path)) == read_rollouts(tmp_path)
+
+
+def test_without_its_top_k_a_row_is_otherwise_the_same(tmp_path: Path) -> None:
+    write_rollouts(tmp_path / ACCEPTED, taught(3))
+    bare = [row.model_copy(update={"completion": row.completion.model_copy(update={"top_k": None})}) for row in read_rollouts(tmp_path)]
+    assert read_rollouts(tmp_path, top_k=False) == bare
+
+
+def test_part_by_part_the_top_k_of_some_hundred_rows_is_in_memory(tmp_path: Path) -> None:
+    write_rollouts(tmp_path / ACCEPTED, taught(2500))
+    peaks = []
+    for read in (lambda: read_rollouts(tmp_path), lambda: [row.rollout_id for row in iter_rollouts(tmp_path)]):
+        tracemalloc.start()
+        read()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] / 4
+
+
+def test_what_is_wrong_with_a_table_is_found_part_by_part_too(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"run jobs/rollout\.py"):
+        list(iter_rollouts(tmp_path))
+    write_rollouts(tmp_path / ACCEPTED, taught(300))
+    replace_column(tmp_path / ACCEPTED, "rollout_id", [*(f"p{at}/0" for at in range(299)), "other/0"])
+    with pytest.raises(CorruptArtifact, match="rollout other/0: its token ids have another sha256"):
+        list(iter_rollouts(tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0, 100, -8])

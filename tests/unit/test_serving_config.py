@@ -156,4 +156,5 @@ def test_the_routing_is_the_part_that_may_change_without_a_restart() -> None:
         **{"mode": "cascade", "traffic_fraction": 0.5, "salt": "x"},
         "shadow": config.shadow.model_dump(),
         "cascade": {"threshold": 0.0},
+        "log_prompts": False,
     }

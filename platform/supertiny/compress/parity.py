@@ -61,7 +61,7 @@ def prove(config: ParityConfig) -> Artifact:
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
 
     def build(folder: Path) -> dict[str, Any]:
-        found = compare(model, first_rollouts(read_rollouts(rollouts.path), config.num_rows), config)
+        found = compare(model, first_rollouts(read_rollouts(rollouts.path, top_k=False), config.num_rows), config)
         numbers = f"KL {found.kl_nats:.2g} nats a token, greedy agreement {found.greedy_agreement:.4f}"
         log.info("%s: %s, %s%s", config.name, found.verdict, numbers, "".join(f"; {problem}" for problem in found.problems))
         return found.model_dump(mode="json")

@@ -58,7 +58,7 @@ def prune(config: PruneConfig) -> Artifact:
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
-        rows = calibration_rows(tokenizer, read_rollouts(rollouts.path), config.num_rows, config.max_row_tokens)
+        rows = calibration_rows(tokenizer, read_rollouts(rollouts.path, top_k=False), config.num_rows, config.max_row_tokens)
         before = read_shape(_json(student.path / "config.json")).num_parameters
         log.info("%s: %s to %s parameters on %d rows", config.name, f"{before:,}", f"{cut.shape.num_parameters:,}", len(rows))
         batches = equal_length_batches(rows)
@@ -86,7 +86,7 @@ def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyMod
     vocabulary = read_vocabulary(student)
     generation = student / "generation_config.json"
     named = named_ids(values) | named_ids(_json(generation) if generation.exists() else {})
-    used = used_ids(AutoTokenizer.from_pretrained(student), read_rollouts(rollouts))
+    used = used_ids(AutoTokenizer.from_pretrained(student), read_rollouts(rollouts, top_k=False))
     required = required_ids(vocabulary, used, named & set(range(shape.vocab_size)))
     if config.vocab_size is not None:
         choose_ids(vocabulary, required, config.vocab_size, shape.vocab_size)

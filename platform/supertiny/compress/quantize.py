@@ -49,7 +49,7 @@ def quantize(config: QuantizeConfig) -> Artifact:
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
-        rows = calibration_rows(tokenizer, read_rollouts(rollouts.path), config.num_rows, config.max_row_tokens)
+        rows = calibration_rows(tokenizer, read_rollouts(rollouts.path, top_k=False), config.num_rows, config.max_row_tokens)
         log.info("%s: %s on %d rows", config.name, config.format, len(rows))
         batches = equal_length_batches(rows)
         write_quantized(student.path, folder, recipe(config), batches)

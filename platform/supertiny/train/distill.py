@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError
 from supertiny.records import Rollout
-from supertiny.rollout_table import read_rollouts
+from supertiny.rollout_table import iter_rollouts, read_rollouts
 from supertiny.tasks.base import load_task
 from supertiny.tracking import check_trackers
 from supertiny.train.batching import num_steps
@@ -61,21 +61,31 @@ def open_student(config: TrainConfig) -> Artifact:
 
 
 def _read(config: DistillConfig, parents: Mapping[str, Artifact]) -> tuple[list[Rollout], list[Rollout]]:
-    """The rollouts to train on, replayed ones among them, and those kept out, of both."""
-    rest, kept_out = split(read_rollouts(parents["rollouts"].path), config.validation)
+    """The rollouts to train on, replayed ones among them, and those kept out, of both; none with the teacher's top-k."""
+    rest, kept_out = split(read_rollouts(parents["rollouts"].path, top_k=False), config.validation)
     if config.replay is None:
         return rest, kept_out
-    earlier = {name: split(read_rollouts(parents[f"replay:{name}"].path), config.validation) for name in config.replay.rollouts}
+    earlier = {
+        name: split(read_rollouts(parents[f"replay:{name}"].path, top_k=False), config.validation) for name in config.replay.rollouts
+    }
     to_train_on = {name: parts[0] for name, parts in earlier.items()}
-    to_validate = renamed({name: parts[1] for name, parts in earlier.items()})
+    to_validate = [rollout for name, parts in earlier.items() for rollout in renamed(name, parts[1])]
     return with_replay(rest, to_train_on, config.replay.fraction, config.seed), [*kept_out, *to_validate]
+
+
+def _whole(chosen: Sequence[Rollout], config: DistillConfig, parents: Mapping[str, Artifact]) -> Iterator[Rollout]:
+    """The chosen rollouts with the teacher's top-k, read part by part, those of an artifact in its own order."""
+    ids = {rollout.rollout_id for rollout in chosen}
+    yield from (rollout for rollout in iter_rollouts(parents["rollouts"].path) if rollout.rollout_id in ids)
+    for name in config.replay.rollouts if config.replay else ():
+        yield from (rollout for rollout in renamed(name, iter_rollouts(parents[f"replay:{name}"].path)) if rollout.rollout_id in ids)
 
 
 def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], folder: Path) -> Mapping[str, Any]:
     student, rollouts = parents["student"].path, parents["rollouts"].path
     table, kept_out = _read(config, parents)
     tokenizer = open_tokenizer(student)
-    rows = pack(table, tokenizer, config.max_tokens)
+    rows = pack(_whole(table, config, parents), tokenizer, config.max_tokens)
     if not rows.rollout_ids:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
     check_tokens(rows, vocabulary_size(student), rollouts)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from supertiny.errors import CorruptArtifact
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
-from supertiny.records import Rollout
+from supertiny.records import Rollout, TopK
 
 log = logging.getLogger(__name__)
 ARRAYS = ("tokens_L", "row_starts_R", "prompt_lengths_R", "top_k_ids_MK", "top_k_logprobs_MK", "top_k_starts_R")
@@ -53,8 +53,8 @@ class PackedRows:
         return int(np.diff(self.top_k_starts_R)[rows].sum())
 
 
-def pack(rollouts: Sequence[Rollout], tokenizer: Any, max_tokens: int) -> PackedRows:
-    """Every rollout of at most `max_tokens` tokens, in the order given.
+def pack(rollouts: Iterable[Rollout], tokenizer: Any, max_tokens: int) -> PackedRows:
+    """Every rollout of at most `max_tokens` tokens, in the order given; of each only its arrays are kept.
 
     Raises:
         CorruptArtifact: a rollout's token ids are not its text under this tokenizer, or its top-k does not cover them.
@@ -69,18 +69,20 @@ def pack(rollouts: Sequence[Rollout], tokenizer: Any, max_tokens: int) -> Packed
         if len(prompt) + len(completion) > max_tokens:
             continue
         ids.append(rollout.rollout_id)
-        tokens.append([*prompt, *completion])
+        tokens.append(np.array([*prompt, *completion], np.int32))
         prompt_lengths.append(len(prompt))
-        top_k.append(rollout.completion.top_k)
-    k = max((len(position) for kept in top_k if kept for position in kept.ids), default=0)
+        top_k.append(_top_k(rollout.completion.top_k))
+    widest = max((ids_TK.shape[1] for ids_TK, _ in top_k), default=0)
     return PackedRows(
         rollout_ids=ids,
-        tokens_L=np.fromiter((token for row in tokens for token in row), np.int32),
+        tokens_L=np.concatenate([np.zeros(0, np.int32), *tokens]),
         row_starts_R=_starts([len(row) for row in tokens]),
         prompt_lengths_R=np.array(prompt_lengths, np.int64),
-        top_k_ids_MK=_matrix([position for kept in top_k if kept for position in kept.ids], k, 0, np.int32),
-        top_k_logprobs_MK=_matrix([position for kept in top_k if kept for position in kept.logprobs], k, -np.inf, np.float32),
-        top_k_starts_R=_starts([len(kept.ids) if kept else 0 for kept in top_k]),
+        top_k_ids_MK=np.concatenate([np.zeros((0, widest), np.int32), *(_widened(ids_TK, widest) for ids_TK, _ in top_k)]),
+        top_k_logprobs_MK=np.concatenate(
+            [np.zeros((0, widest), np.float32), *(_widened(logprobs_TK, widest, -np.inf) for _, logprobs_TK in top_k)]
+        ),
+        top_k_starts_R=_starts([len(ids_TK) for ids_TK, _ in top_k]),
     )
 
 
@@ -128,6 +130,21 @@ def _completion(rollout: Rollout, tokenizer: Any) -> list[int]:
             "was the same tokenizer used?"
         )
     return given
+
+
+def _top_k(kept: TopK | None) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """(T, K) ids and log-probabilities; T = 0 without them."""
+    k = max((len(position) for position in kept.ids), default=0) if kept else 0
+    return _matrix(kept.ids if kept else [], k, 0, np.int32), _matrix(kept.logprobs if kept else [], k, -np.inf, np.float32)
+
+
+def _widened(values_TK: NDArray[Any], width: int, fill: float | None = None) -> NDArray[Any]:
+    """Columns of `fill`, or of each row's first value, added on the right."""
+    missing = width - values_TK.shape[1]
+    if not len(values_TK):
+        return np.zeros((0, width), values_TK.dtype)
+    added = np.repeat(values_TK[:, :1], missing, 1) if fill is None else np.full((len(values_TK), missing), fill, values_TK.dtype)
+    return np.concatenate([values_TK, added], 1)
 
 
 def _starts(lengths: Sequence[int]) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from supertiny.records import Rollout
 
@@ -19,18 +19,15 @@ def with_replay(new: Sequence[Rollout], earlier: Mapping[str, Sequence[Rollout]]
     Args:
         earlier: by the name of their artifact, which is put before the ids: two artifacts may have a prompt of one id and other tools.
     """
-    pool = renamed(earlier)
+    pool = [rollout for name, rollouts in earlier.items() for rollout in renamed(name, rollouts)]
     wanted = round(fraction / (1 - fraction) * len(new))
     if wanted > len(pool):
         log.warning("replay: %d earlier rollouts where %d would be %.0f %% of all; taking them all", len(pool), wanted, 100 * fraction)
     return [*new, *random.Random(seed).sample(pool, min(wanted, len(pool)))]
 
 
-def renamed(earlier: Mapping[str, Sequence[Rollout]]) -> list[Rollout]:
-    """Earlier rollouts with their artifact's name before their ids, their prompts in the slice of what is replayed."""
-    return [_renamed(rollout, name) for name, rollouts in earlier.items() for rollout in rollouts]
-
-
-def _renamed(rollout: Rollout, name: str) -> Rollout:
-    prompt = rollout.prompt.model_copy(update={"id": f"{name}:{rollout.prompt.id}", "slice": REPLAYED})
-    return rollout.model_copy(update={"rollout_id": f"{name}:{rollout.rollout_id}", "prompt": prompt})
+def renamed(name: str, earlier: Iterable[Rollout]) -> Iterator[Rollout]:
+    """Rollouts with their artifact's name before their ids, their prompts in the slice of what is replayed."""
+    for rollout in earlier:
+        prompt = rollout.prompt.model_copy(update={"id": f"{name}:{rollout.prompt.id}", "slice": REPLAYED})
+        yield rollout.model_copy(update={"rollout_id": f"{name}:{rollout.rollout_id}", "prompt": prompt})

@@ -42,7 +42,9 @@ def rl(config: RlConfig) -> Artifact:
 
 def _train(config: RlConfig, student: Artifact, rollouts: Artifact, folder: Path) -> Mapping[str, Any]:
     tokenizer = open_tokenizer(student.path)
-    prompts, validation = (judgeable(render_prompts(part, tokenizer)) for part in split(read_rollouts(rollouts.path), config.validation))
+    prompts, validation = (
+        judgeable(render_prompts(part, tokenizer)) for part in split(read_rollouts(rollouts.path, top_k=False), config.validation)
+    )
     check_enough(prompts, config.batch // config.group_size, "batch / group_size", rollouts.path)
     log.info("%s: %d prompts, %d steps of %d completions", config.name, len(prompts), config.steps, config.batch)
     last = run_draw("supertiny.train.grpo:grpo_worker", config, student.path, None, prompts, validation, config.steps, folder)
