@@ -72,6 +72,10 @@ class Unhealthy(SupertinyError, RuntimeError):
     """`jobs/doctor.py` found what would fail later."""
 
 
+class Stopped(SupertinyError, InterruptedError):
+    """Work was told to end, and left what the same command goes on from."""
+
+
 class NotFinite(SupertinyError, ArithmeticError):
     """A loss or gradient is NaN or infinite."""
 

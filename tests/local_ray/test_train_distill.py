@@ -62,6 +62,15 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distill(config_in(tmp_path_factory.mktemp("undisturbed"), inputs)).path
 
 
+def start_driver(checkout: Path, root: Path, **values: Any) -> subprocess.Popen[bytes]:
+    """`jobs/distill.py` with the settings of `config_in`, in a process of its own."""
+    toml = root / "distill.toml"
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in {**SETTINGS, **values}.items()))
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "jobs/distill.py", "--config", str(toml), "--set", f"run_root={root}"]
+    return subprocess.Popen(command, cwd=checkout, env=environment)
+
+
 def steps_and_losses(folder: Path) -> list[tuple[float, float]]:
     """What makes two runs the same run."""
     return [(line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl")]
@@ -190,14 +199,22 @@ def test_a_finished_distillation_is_not_done_again(undisturbed: Path, inputs: Pa
 
 
 @pytest.mark.slow
+def test_a_job_that_is_told_to_end_writes_a_checkpoint_first(inputs: Path, checkout: Path, tmp_path: Path) -> None:
+    values = {"epochs": 30.0, "checkpoint_every_steps": 10_000}
+    config = config_in(tmp_path, inputs, **values)
+    driver = start_driver(checkout, tmp_path, **values)
+    wait_for(lambda: any(tmp_path.glob(".distill.*.partial/metrics.jsonl")), driver)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 1
+    (step,) = finished_checkpoints(tmp_path)
+    assert 1 <= step < 5 * NUM_STEPS
+    assert [step for step, _ in steps_and_losses(distill(config).path)] == list(range(1, 5 * NUM_STEPS + 1))
+
+
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_from_the_last_checkpoint(undisturbed: Path, inputs: Path, checkout: Path, tmp_path: Path) -> None:
     config = config_in(tmp_path, inputs)
-    toml = tmp_path / "distill.toml"
-    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items()))
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    driver = subprocess.Popen(
-        [sys.executable, "jobs/distill.py", "--config", str(toml), "--set", f"run_root={tmp_path}"], cwd=checkout, env=environment
-    )
+    driver = start_driver(checkout, tmp_path)
     wait_for(lambda: finished_checkpoints(tmp_path)[1:], driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()

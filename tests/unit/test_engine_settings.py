@@ -20,7 +20,7 @@ ADAPTER = {"peft_type": "LORA", "r": 12, "lora_alpha": 24, "target_modules": ["q
 
 def make_model(folder: Path) -> Path:
     """A folder with the shape of Qwen2.5-0.5B and nothing else."""
-    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 14, "num_hidden_layers": 24}))
+    (folder / "config.json").write_text(json.dumps({"num_attention_heads": 14, "num_key_value_heads": 2, "num_hidden_layers": 24}))
     return folder
 
 
@@ -39,7 +39,10 @@ def test_attention_heads_that_cannot_be_split_evenly_are_refused_before_vllm_is_
     model = make_model(tmp_path)
     with pytest.raises(ConfigError, match="tensor_parallel_size 4 does not divide the 14 attention heads"):
         VllmLlm(model, engine(tensor_parallel_size=4))
-    check_folders(model, engine(tensor_parallel_size=7))
+    with pytest.raises(ConfigError, match="tensor_parallel_size 7 and the 2 key-value heads"):
+        check_folders(model, engine(tensor_parallel_size=7))
+    check_folders(model, engine(tensor_parallel_size=14))  # a key-value head for every seven
+    check_folders(model, engine(tensor_parallel_size=2))
 
 
 def test_more_groups_of_layers_than_layers_are_refused(tmp_path: Path) -> None:

@@ -28,6 +28,11 @@ def check_folders(model: Path, engine: EngineConfig) -> None:
         raise ConfigError(
             f"engine.tensor_parallel_size {engine.tensor_parallel_size} does not divide the {heads} attention heads of {model}"
         )
+    shared, workers = shape.get("num_key_value_heads") or heads, engine.tensor_parallel_size
+    if shared is not None and max(shared, workers) % min(shared, workers):  # each worker has some, or each has several workers
+        raise ConfigError(
+            f"engine.tensor_parallel_size {workers} and the {shared} key-value heads of {model}: one has to be a multiple of the other"
+        )
     if layers is not None and layers < engine.pipeline_parallel_size:
         raise ConfigError(f"engine.pipeline_parallel_size {engine.pipeline_parallel_size} is over the {layers} layers of {model}")
     if engine.adapter is not None:

@@ -29,6 +29,7 @@ from supertiny.train.ops import make_universal, prepare_deepspeed, zero_settings
 from supertiny.train.packing import PackedRows, read_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.schedule import learning_rate
+from supertiny.train.stopping import STOP
 from supertiny.train.student_loss import StudentLoss, check_boundaries
 from supertiny.train.validation import SECONDS, open_validation, publish
 
@@ -52,7 +53,7 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     engine = _engine(config, plan.student, universal=resized)
     first_step = _resume(engine, checkpoint, resized) if checkpoint else 0
     progress = _start_progress(plan, engine, first_step) if worker == 0 else None
-    validation, notice = open_validation(plan, first_step), Notice(config.spot)
+    validation, notice = open_validation(plan, first_step), Notice(config.spot, plan.checkpoints.with_name(STOP))
     if validation and not first_step:
         validation.ask(engine.module.model, 0)
     for step, batch in enumerate(batches(rows.lengths, config.batch, config.seed, first_step, plan.num_steps), first_step + 1):

@@ -1,4 +1,4 @@
-"""What a training worker makes of a notice that one of the run's nodes will be taken away: a checkpoint, and no step after it.
+"""What a training worker makes of a notice that the run, or one of its nodes, ends: a checkpoint, and no step after it.
 
 Who is told of the end of a machine tells Ray (`supertiny.drain`), Ray Train every worker. A step made after the checkpoint would be lost
 with the node, so the workers wait; Ray Train starts all of them again when the node's time is over.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import ray.train
 from transformers import TrainerCallback
+
+from supertiny.errors import Stopped
+from supertiny.train.stopping import told_to_stop
 
 _WITHOUT_DEADLINE_SECONDS = 120.0
 """What Ray Train takes for the deadline of a notice that has none."""
@@ -20,19 +24,35 @@ log = logging.getLogger(__name__)
 
 
 class Notice:
-    """The notices of one run, of which every worker hears in the same step; all of them have to ask.
+    """The notices of one run, of which every worker hears in the same step; all of them have to ask, which is a round of messages.
 
     Args:
-        spot: whether there can be any; each question is a round of messages between the workers.
+        spot: whether nodes can be taken away.
+        stop: the file by which the driver says that it was told to end.
     """
 
-    def __init__(self, spot: bool) -> None:
-        self._spot = spot
+    def __init__(self, spot: bool, stop: Path) -> None:
+        self._spot, self._stop = spot, stop
+        self._stopped = False
         self._answered: set[str] = set()
         self._until = 0.0
 
     def came(self) -> bool:
-        """Whether a node's end has been announced since the last time."""
+        """Whether the run is told to end, or a node's end has been announced since the last time."""
+        self._stopped = told_to_stop(self._stop)
+        return self._stopped or self._a_node_ends()
+
+    def wait_for_the_end(self) -> None:
+        """Sleep until the announced end is past, and a little; who lives then goes on, for the node was left after all.
+
+        Raises:
+            Stopped: it is the run's own.
+        """
+        if self._stopped:
+            raise Stopped("told to end (SIGTERM); the last step's checkpoint is written, and the same command goes on from it")
+        time.sleep(max(0.0, self._until + _GRACE_SECONDS - time.time()))
+
+    def _a_node_ends(self) -> bool:
         if not self._spot or (info := ray.train.get_preemption_info()) is None:
             return False
         new = set(info.preempted_node_ids) - self._answered
@@ -41,10 +61,6 @@ class Notice:
             self._until = info.deadline_ms / 1000 if info.deadline_ms else time.time() + _WITHOUT_DEADLINE_SECONDS
             log.warning("a node of this run will be taken away in %.0f s: checkpoint now", self._until - time.time())
         return bool(new)
-
-    def wait_for_the_end(self) -> None:
-        """Sleep until the announced end is past, and a little; who lives then goes on, for the node was left after all."""
-        time.sleep(max(0.0, self._until + _GRACE_SECONDS - time.time()))
 
 
 class AnswerNotice(TrainerCallback):

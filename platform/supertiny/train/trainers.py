@@ -23,6 +23,7 @@ from supertiny.train.metrics import keep_until
 from supertiny.train.notice import AnswerNotice, Notice
 from supertiny.train.ops import prepare_deepspeed, zero_settings
 from supertiny.train.plan import DrawPlan
+from supertiny.train.stopping import STOP
 from supertiny.train.validation import EXACT_MATCH, Validation, open_validation, publish
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, 
     validation = open_validation(plan, first_step)
     watch = Watch(plan, {**METRICS, **names}, first_step, validation)
     model = AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=plan.config.attention)
-    callbacks = [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot))]
+    callbacks = [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot, plan.checkpoints.with_name(STOP)))]
     trainer = build(model, tokenizer, callbacks, first_step)
     trainer.remove_callback(PrinterCallback)  # the trainer's own lines, which say what ours do at length
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

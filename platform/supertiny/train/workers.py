@@ -16,9 +16,10 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from supertiny.cli import configure_logging
-from supertiny.errors import ConfigError, CorruptArtifact, NoProgress, NotFinite, PlanTooBig, SupertinyError
+from supertiny.errors import ConfigError, CorruptArtifact, NoProgress, NotFinite, PlanTooBig, Stopped, SupertinyError
 from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.train.config import TrainConfig
+from supertiny.train.stopping import STOP, saved_on_sigterm
 
 KEPT_CHECKPOINTS = 2
 ENVIRONMENT = {
@@ -27,7 +28,7 @@ ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
 }
 """Variables of every worker process."""
-FOUND_TOGETHER = (NotFinite, CorruptArtifact, ConfigError)
+FOUND_TOGETHER = (NotFinite, CorruptArtifact, ConfigError, Stopped)
 """Errors that the workers raise at the same point, or none of them does."""
 RAY_TRAIN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # so that a relative path means the same in a worker as in the job
@@ -73,6 +74,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
 
     Raises:
         NotFinite, CorruptArtifact, ConfigError: as `work` raised it in every worker; it is not tried again.
+        Stopped: the job was told to end, and the workers left a checkpoint.
         NoProgress: the workers could not be placed in time.
         RuntimeError: workers were lost, or failed otherwise, more than `max_failures` times; the text has their traceback.
     """
@@ -102,7 +104,8 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     )
     started = time.monotonic()
     try:
-        outcome: Any = trainer.fit().return_value  # type: ignore[attr-defined] # Result of the second Ray Train API
+        with saved_on_sigterm(checkpoints.with_name(STOP)):
+            outcome: Any = trainer.fit().return_value  # type: ignore[attr-defined] # Result of the second Ray Train API
     except ControllerError as error:
         raise NoProgress(f"{config.num_workers} training workers could not be started: {error}") from None
     except TrainingFailedError as error:
