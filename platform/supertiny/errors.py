@@ -13,6 +13,7 @@ SupertinyError
 ├── ArmBusy             (RuntimeError)       a served arm's queue is full, or no replica of it is up
 ├── OpenCluster         (PermissionError)    strangers could send jobs to the cluster that this one would run on
 ├── Unhealthy           (RuntimeError)       `jobs/doctor.py` found what would fail later
+├── Stopped             (InterruptedError)   work was told to end, and the same command goes on from what it left
 ├── NotFinite           (ArithmeticError)    a loss or gradient is NaN or infinite
 └── GateNotPassed       (RuntimeError)       promotion of an artifact whose gate did not pass
 

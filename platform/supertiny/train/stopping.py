@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def saved_on_sigterm(file: Path) -> Iterator[None]:
-    """SIGTERM inside makes the file, in place of ending the process; outside the main thread, which alone hears signals, nothing does."""
+    """The first SIGTERM inside makes the file, in place of ending the process; a second one ends it.
+
+    Outside the main thread, which alone hears signals, nothing is changed.
+    """
     file.unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -27,6 +30,7 @@ def saved_on_sigterm(file: Path) -> Iterator[None]:
     def tell(*_: object) -> None:
         log.warning("SIGTERM: the workers end after this step, with a checkpoint")
         file.touch()
+        signal.signal(signal.SIGTERM, before)
 
     before = signal.signal(signal.SIGTERM, tell)
     try:
