@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -115,8 +116,15 @@ def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() 
     assert config.prune.rollouts == load(PipelineConfig, DEMO).heal.rollouts == "rollouts"
 
 
-def test_a_proof_is_asked_for_where_its_section_is_there() -> None:
-    assert load(PipelineConfig, DEMO).parity is None
-    config = load(PipelineConfig, DEMO, ["run_root=/runs/x", "parity.num_rows=8"])
-    assert config.parity is not None
-    assert (config.parity.num_rows, config.parity.run_root) == (8, "/runs/x")
+def test_the_proof_runs_in_the_engine_of_the_evaluations_unless_it_says_otherwise() -> None:
+    config = load(PipelineConfig, DEMO, ["run_root=/runs/x", "parity.num_rows=8", "evaluate.engine.max_num_seqs=24"])
+    assert (config.parity.num_rows, config.parity.run_root, config.parity.engine) == (8, "/runs/x", config.evaluate.engine)
+    assert config.parity.engine.max_num_seqs == 24
+    own = load(PipelineConfig, DEMO, ["evaluate.engine.max_num_seqs=24", "parity.engine.max_num_seqs=4"])
+    assert (own.parity.engine.max_num_seqs, own.parity.engine.num_threads) == (4, own.evaluate.engine.num_threads)
+
+
+def test_a_run_made_when_no_proof_was_asked_for_is_read(tmp_path: Path) -> None:
+    made = load(PipelineConfig, DEMO).model_dump(mode="json") | {"parity": None}
+    write_atomically(tmp_path / RUN_CONFIG, json.dumps(made))
+    assert config_of_run(tmp_path, []).parity.name == "parity"

@@ -31,6 +31,7 @@ CHAIN: dict[str, dict[str, Any]] = {
     "w8a8": {"name": "w8a8", "student": "heal", "format": "w8a8"},
     "evaluate": {"name": "eval", "model": "teacher"},
     "gate": {"name": "gate"},
+    "parity": {"name": "parity"},
     "promote": {"name": "promote", "gate": "gate"},
 }
 """What each section starts from: the artifact that it publishes and, where that is always the same, the one that it takes."""
@@ -107,9 +108,9 @@ class PipelineConfig(JobConfig):
     """The same for the teacher pipeline, which may need other GPUs: what `evaluate` says, unless it says otherwise itself."""
     gate: GateConfig
     """The comparison that decides; its candidate is the better of the quantized students."""
-    parity: ParityConfig | None = None
-    """Prove that vLLM serves what Hugging Face loads of the gate's candidate, and promote nothing without the proof; its `name`, `model`
-    and `rollouts` are set. None asks for none."""
+    parity: ParityConfig
+    """The proof that vLLM serves what Hugging Face loads of the gate's candidate, without which nothing is promoted: in the engine of
+    `evaluate`, unless it says otherwise itself; `model` and `rollouts` are set."""
     promote: PromoteConfig
     """The alias that a passing candidate gets."""
     places: dict[OneProcess, PlaceConfig] = Field(default_factory=dict)
@@ -148,15 +149,16 @@ class PipelineConfig(JobConfig):
         top = {key: values[key] for key in SHARED if key in values}
         teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
+        inputs["parity"] = {key: value for key, value in (values.get("evaluate") or {}).items() if key == "engine"}
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
         for name, start in CHAIN.items():
             _refuse_pinned(name, start, values.get(name))
-        sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name, {})) for name, start in CHAIN.items()}
+        sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name) or {}) for name, start in CHAIN.items()}
         sections["evaluate_teacher"] = _merged(sections["evaluate"], {"system": "teacher"}, values.get("evaluate_teacher", {}))
         for section in sections.values():
             if section.get("mode") == "on_policy":
                 section["on_policy"] = _merged(teacher, section.get("on_policy", {}))
-        optional = ("pretrain_teacher", "pretrain_base", "parity")
+        optional = ("pretrain_teacher", "pretrain_base")
         given = {name: _merged(top, values[name]) for name in optional if values.get(name) is not None}
         return {**values, **sections, **given, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
 

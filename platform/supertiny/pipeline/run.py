@@ -61,12 +61,10 @@ def run(config: PipelineConfig) -> Artifact:
 
 
 def prove_served(config: PipelineConfig, candidate: Artifact) -> PromoteConfig:
-    """The promotion, asking for the candidate's parity proof where the config wants one; a worker makes it, where an engine may live."""
-    if config.parity is None:
-        return config.promote
-    settings = {"name": "parity", "model": candidate.manifest.parents["model"].uri, "rollouts": config.heal.rollouts}
-    stage = config.parity.model_copy(update=settings)
-    ray.get(ray.remote(prove).options(num_cpus=1, num_gpus=config.evaluate.num_gpus, max_retries=0).remote(stage))
+    """The promotion, asking for the candidate's parity proof; a worker makes that, where evaluations' engines may live."""
+    stage = config.parity.model_copy(update={"model": candidate.manifest.parents["model"].uri, "rollouts": config.heal.rollouts})
+    place = {"num_gpus": config.evaluate.num_gpus, "label_selector": config.evaluate.labels}
+    ray.get(ray.remote(prove).options(num_cpus=1, max_retries=0, **place).remote(stage))
     return config.promote.model_copy(update={"parity": stage.name})
 
 
