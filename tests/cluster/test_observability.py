@@ -20,6 +20,7 @@ from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 from ray.serve._private.common import DeploymentStatus
 
 from supertiny.rollout.metrics import COUNTERS, GAUGES, ROW_SECONDS
+from supertiny.train.metrics import STEPS_LEFT
 
 OBSERVABILITY = CLUSTER / "observability"
 BOARDS = sorted(OBSERVABILITY.glob("*.json"))
@@ -77,10 +78,10 @@ def serving_names() -> set[str]:
 
 @pytest.mark.parametrize("place", [place for place, query in queries().items() if "supertiny_serving_" not in query])
 def test_somebody_exports_every_metric_that_is_asked_for(place: str) -> None:
-    ours = {ROW_SECONDS, *GAUGES, *(f"{name}_total" for name in COUNTERS)}
+    ours = {ROW_SECONDS, STEPS_LEFT, *GAUGES, *(f"{name}_total" for name in COUNTERS)}
     recorded = {rule["record"] for rule in RULES if "record" in rule}
     for metric in metrics_of(queries()[place]):
-        if metric.startswith("ray_supertiny_rollout_"):
+        if metric.startswith("ray_supertiny_"):
             assert base(metric) in ours
         elif metric.startswith("supertiny:"):
             assert metric in recorded
@@ -116,9 +117,15 @@ def test_an_alert_says_what_is_wrong_how_urgent_it_is_and_what_to_do(alert: dict
 
 
 def test_there_is_an_alert_for_each_thing_that_may_not_go_unseen() -> None:
-    assert {"RolloutStuck", "TrainingStuck", "ServingErrorsFast", "ServingErrorsSlow", "ReplicasNotReady", "RolloutBudget"} <= {
-        alert["alert"] for alert in ALERTS
-    }
+    assert {
+        "RolloutStuck",
+        "TrainingStuck",
+        "TrainingHangs",
+        "ServingErrorsFast",
+        "ServingErrorsSlow",
+        "ReplicasNotReady",
+        "RolloutBudget",
+    } <= {alert["alert"] for alert in ALERTS}
 
 
 def expression(alert: str) -> str:

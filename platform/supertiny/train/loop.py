@@ -16,13 +16,13 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from supertiny.tracking import Tracker, open_trackers
+from supertiny.tracking import Tracker
 from supertiny.train.batching import Rows, batches, collate, share
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of, workers_of
 from supertiny.train.config import DistillConfig
 from supertiny.train.fake_quantization import round_layers
 from supertiny.train.lora import add_lora
-from supertiny.train.metrics import check_finite, keep_until
+from supertiny.train.metrics import check_finite, resume_trackers
 from supertiny.train.notice import Notice
 from supertiny.train.objective import ENTROPY, objective_of
 from supertiny.train.ops import make_universal, prepare_deepspeed, zero_settings
@@ -107,9 +107,9 @@ class Progress:
 
 
 def _start_progress(plan: DistillPlan, engine: Any, first_step: int) -> Progress:
-    keep_until(plan.output / "metrics.jsonl", first_step)
+    trackers = resume_trackers(plan.config.trackers, plan.output, first_step, plan.num_steps)
     parameters = sum(getattr(weights, "ds_numel", weights.numel()) for weights in engine.module.model.parameters())  # ZeRO 3 has parts
-    return Progress(open_trackers(plan.config.trackers, plan.output, first_step), first_step, plan.num_steps, plan.config, parameters)
+    return Progress(trackers, first_step, plan.num_steps, plan.config, parameters)
 
 
 def _engine(config: DistillConfig, student: Path, universal: bool) -> Any:

@@ -1,12 +1,40 @@
-"""A training run's metrics: the file of every step, and the check that they are numbers."""
+"""A training run's metrics: the file of every step, the trackers, how many steps are left, and the check that they are numbers."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ray.util.metrics import Gauge
+
 from supertiny.errors import NotFinite
+from supertiny.tracking import Tracker, TrackerName, Trackers, open_trackers, run_name
+
+STEPS_LEFT = "supertiny_train_steps_left"
+
+
+class StepsLeft:
+    """Steps still to be made, as a Prometheus metric through Ray with the tag `run`; one that stays the same is a run that hangs."""
+
+    def __init__(self, run: str, first_step: int, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._gauge = Gauge(STEPS_LEFT, "Training steps still to be made.", ("run",)).set_default_tags({"run": run})
+        self.log({}, first_step)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """A step that was made."""
+        self._gauge.set(self._num_steps - step)
+
+    def close(self) -> None:
+        """Ray forgets it with the worker."""
+
+
+def resume_trackers(names: Sequence[TrackerName], folder: Path, first_step: int, num_steps: int) -> Tracker:
+    """The trackers of a run of `num_steps` in a stage's folder, where an attempt goes on after `first_step`."""
+    keep_until(folder / "metrics.jsonl", first_step)
+    return Trackers([open_trackers(names, folder, first_step), StepsLeft(run_name(folder), first_step, num_steps)])
 
 
 def keep_until(path: Path, step: int) -> None:

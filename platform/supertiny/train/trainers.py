@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from transformers.utils.logging import disable_progress_bar
 
 from supertiny.errors import NotFinite
-from supertiny.tracking import Tracker, open_trackers
+from supertiny.tracking import Tracker
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of, take_name
 from supertiny.train.config import DrawConfig, TrainConfig
-from supertiny.train.metrics import keep_until
+from supertiny.train.metrics import resume_trackers
 from supertiny.train.notice import AnswerNotice, Notice
 from supertiny.train.ops import prepare_deepspeed, zero_settings
 from supertiny.train.plan import DrawPlan
@@ -126,8 +126,7 @@ class Watch(TrainerCallback):
         self._tracker: Tracker | None = None
         self.last: dict[str, float] = {}
         if dist.get_rank() == 0:
-            keep_until(plan.output / "metrics.jsonl", first_step)
-            self._tracker = open_trackers(plan.config.trackers, plan.output, first_step)
+            self._tracker = resume_trackers(plan.config.trackers, plan.output, first_step, plan.num_steps)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Called by the trainer on every worker, before the first step."""
