@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import yaml
 from manifests import CLUSTER, VIRTUAL_MACHINES, cluster_config, groups_of
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -63,6 +65,16 @@ def test_the_images_user_may_write_to_the_shared_file_system_once_it_is_there(na
     assert "mount -t nfs4" in mount
     (user,) = set(re.findall(r"^USER (\d+)$", (CLUSTER / "docker" / "Dockerfile").read_text(), re.MULTILINE))
     assert owner == f"sudo chown {user}:{user} /shared"
+
+
+def test_prometheus_on_the_head_s_machine_sees_where_ray_writes_its_nodes_down(name: str) -> None:
+    config = cluster_config(name)
+    (job, *_) = yaml.safe_load((CLUSTER / "observability" / "prometheus.yaml").read_text())["scrape_configs"]
+    (file,) = job["file_sd_configs"][0]["files"]
+    folder = str(Path(file).parent)
+    assert f"--volume {folder}:{folder}" in config["docker"]["run_options"]
+    (user,) = set(re.findall(r"^USER (\d+)$", (CLUSTER / "docker" / "Dockerfile").read_text(), re.MULTILINE))
+    assert f"sudo mkdir -p {folder} && sudo chown {user}:{user} {folder}" in config["initialization_commands"]
 
 
 def test_nothing_is_kept_running_that_nobody_uses(name: str) -> None:
