@@ -144,6 +144,21 @@ class Rollout(Record):
     """What each pipeline step took, by name; the filters that ask a model stand beside them as `filters.judge`, …"""
 
 
+class Parity(Record):
+    """Whether vLLM serves the model that Hugging Face loads: what the proof found, as it stands in the artifact's manifest."""
+
+    verdict: Literal["pass", "fail"]
+    problems: list[str]
+    """Why it failed, one a line."""
+    kl_nats: float
+    """Mean KL(Hugging Face ‖ vLLM) over all positions, nats a token."""
+    greedy_agreement: float
+    """Share of positions where both find the same token likeliest."""
+    positions: int
+    tokenizer_sha256: str
+    template_sha256: str
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text can be stored: a lone surrogate, which JSON may hold, cannot."""
     try:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 
-from supertiny.artifacts import Artifact, open_artifact
-from supertiny.config import validate
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.config import StageConfig, validate
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate import phrases
 from supertiny.evaluate.config import GateConfig
@@ -23,6 +23,7 @@ from supertiny.evaluate.page import render_page
 from supertiny.evaluate.report import write_report
 from supertiny.evaluate.schema import Ab, Arm, Report
 from supertiny.evaluate.table import render_ab_table, render_table
+from supertiny.records import Parity
 
 ARM = {"requests": 200, "failed": 1, "latency_seconds": {"p50": 0.06, "p95": 0.12}, "usd_per_thousand_requests": 0.0007}
 AB = Ab.model_validate({"control": {**ARM, "requests": 210}, "treatment": ARM})
@@ -186,6 +187,33 @@ def test_the_verdict_is_said_in_words(tmp_path: Path, num_right: int, verdict: s
     assert f'class="verdict {verdict}"' in page
     assert report.gate is not None
     assert f"{verdict.capitalize()}: " in phrases.explanation(report.gate)
+
+
+def publish_proof(run_root: Path, name: str, model: str, problems: list[str]) -> None:
+    found = Parity(
+        verdict="fail" if problems else "pass",
+        problems=problems,
+        kl_nats=2.5e-6,
+        greedy_agreement=1.0,
+        positions=640,
+        tokenizer_sha256="0",
+        template_sha256="0",
+    )
+    proven = open_artifact(model, str(run_root), "model")
+    make(StageConfig(name=name, run_root=str(run_root)), "parity", {"model": proven}, lambda _: found.model_dump(mode="json"))
+
+
+def test_the_page_says_whether_what_is_served_is_what_was_evaluated(tmp_path: Path) -> None:
+    publish_run(tmp_path)
+    publish_proof(tmp_path, "parity-rl", "rl", [])
+    report = write_report(str(tmp_path))
+    assert report.parity is None  # that was another model's
+    assert "has not been proven" in render_page(report)
+    publish_proof(tmp_path, "parity", "awq", [])
+    said = "What vLLM serves is what was evaluated: KL 2.5e-06 nats a token and the same likeliest token at 100.0 % of 640 positions"
+    assert said in render_page(write_report(str(tmp_path)))
+    publish_proof(tmp_path, "parity-again", "awq", ["rollout 7/0: vLLM and Hugging Face make different tokens of it"])
+    assert "is not what was evaluated, so it is not promoted: rollout 7/0" in render_page(write_report(str(tmp_path)))
 
 
 def test_a_run_without_a_gate_is_reported_so_far(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,28 +19,13 @@ from supertiny.errors import GateNotPassed
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
-from supertiny.records import Completion, Record, Rollout
+from supertiny.records import Completion, Parity, Rollout
 from supertiny.rollout_table import read_rollouts
 
 log = logging.getLogger(__name__)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
 """Files that run code when they are loaded, or are code."""
 TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
-
-
-class Parity(Record):
-    """What a proof found."""
-
-    verdict: Literal["pass", "fail"]
-    problems: list[str]
-    """Why it failed, one a line."""
-    kl_nats: float
-    """Mean KL(Hugging Face ‖ vLLM) over all positions, nats a token."""
-    greedy_agreement: float
-    """Share of positions where both find the same token likeliest."""
-    positions: int
-    tokenizer_sha256: str
-    template_sha256: str
 
 
 class Gap(NamedTuple):

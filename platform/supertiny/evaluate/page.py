@@ -42,7 +42,8 @@ def _verdict(report: Report) -> str:
     headline = phrases.headline(gate, phrases.called(gate.baseline, baseline.system if baseline else "student"))
     return (
         f'<div class="verdict {gate.verdict}"><strong class="word">{gate.verdict}</strong>'
-        f'<p class="headline">{escape(headline)}</p><p>{escape(phrases.explanation(gate))}</p></div>'
+        f'<p class="headline">{escape(headline)}</p><p>{escape(phrases.explanation(gate))}</p>'
+        f"<p>{escape(phrases.proof(report.parity, gate.candidate))}</p></div>"
     )
 
 

@@ -6,6 +6,7 @@ from math import floor, log10
 
 from supertiny.evaluate.compare import Difference, Interval
 from supertiny.evaluate.schema import Arm, GateResult, Report, Stage
+from supertiny.records import Parity
 
 ARM_COLUMNS = ("requests", "failed", "right", "latency p50", "latency p95", "$ per million requests")
 NOTHING = "–"  # noqa: RUF001 - an en dash marks an empty cell
@@ -106,3 +107,16 @@ def explanation(gate: GateResult) -> str:
         f"{gap(gate.difference)}, {100 * gate.confidence:g} % interval of the paired difference; {MINUS}{100 * gate.margin:g} points were "
         f"allowed. {gate.verdict.capitalize()}: {reasons[gate.verdict]}."
     )
+
+
+def proof(parity: Parity | None, candidate: str) -> str:
+    """Whether what would be served is what was evaluated."""
+    if parity is None:
+        return f"That vLLM serves {candidate} as it was evaluated has not been proven (jobs/parity.py)."
+    found = (
+        f"KL {parity.kl_nats:.2g} nats a token and the same likeliest token at {percent(parity.greedy_agreement)} of "
+        f"{parity.positions:,} positions, between vLLM and Hugging Face"
+    )
+    if parity.verdict == "pass":
+        return f"What vLLM serves is what was evaluated: {found}."
+    return f"What vLLM serves is not what was evaluated, so it is not promoted: {'; '.join(parity.problems)} ({found})."

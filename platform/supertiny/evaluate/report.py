@@ -14,6 +14,7 @@ from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.curves import read_curves
 from supertiny.evaluate.page import render_page
 from supertiny.evaluate.schema import Ab, Choice, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
+from supertiny.records import Parity
 
 STAGES = ("teacher", "base", "sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "w8a8")
 """The chain's models, in the order of those that stand at one place of it; others come after them."""
@@ -75,6 +76,7 @@ def build_report(
             _stage(name, evaluations[name], metrics[name], price) for name in sorted(metrics, key=lambda name: _place(name, published))
         ],
         gate=_gate(open_artifact(gate, run_root, "gate")) if gate in published else None,
+        parity=_parity(published[gate], published) if gate in published else None,
         ab=ab,
         choice=choice,
         seconds={**{name: manifest.seconds for name, manifest in published.items()}, **(more_seconds or {})},
@@ -147,3 +149,10 @@ def _gate(artifact: Artifact) -> GateResult:
         verdict=metrics.verdict,
         n=metrics.candidate.exact_match.n,
     )
+
+
+def _parity(gate: Manifest, published: Mapping[str, Manifest]) -> Parity | None:
+    """The newest proof of the model that a gate judged."""
+    judged = GateMetrics.model_validate(gate.metrics).candidate.model
+    proofs = [each for each in published.values() if each.kind == "parity" and each.parents["model"].sha256 == judged.sha256]
+    return Parity.model_validate(proofs[-1].metrics) if proofs else None

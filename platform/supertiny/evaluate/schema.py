@@ -8,7 +8,7 @@ from supertiny.artifacts import Parent
 from supertiny.cost import MachinePrice
 from supertiny.evaluate.compare import Difference, GateVerdict, Interval
 from supertiny.evaluate.config import System
-from supertiny.records import Record
+from supertiny.records import Parity, Record
 
 
 class Latency(Record):
@@ -169,6 +169,8 @@ class Report(Record):
 
     stages: list[Stage]
     gate: GateResult | None
+    parity: Parity | None = None
+    """Of the gate's candidate; None where it was not proven."""
     ab: Ab | None
     """None before anything was served."""
     choice: Choice | None = None
