@@ -64,6 +64,11 @@ def test_healing_ends_with_its_rounds(tmp_path: Path):
     assert (found["ended"], found["model"]) == ("rounds", "heal-2")
 
 
+def test_where_none_was_enough_the_best_round_is_named(tmp_path: Path):
+    found, _ = healed(tmp_path, [700, 860, 850], max_rounds=2)
+    assert (found["ended"], found["model"]) == ("rounds", "heal-1")
+
+
 def test_no_round_is_begun_that_would_go_beyond_the_tokens(tmp_path: Path):
     found, _ = healed(tmp_path, [700, 800, 850, 880], max_tokens=250)
     assert (found["ended"], found["rounds"][-1]["tokens"]) == ("tokens", 200)

@@ -46,7 +46,7 @@ class Round(Record):
 
 
 def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
-    """Every `Round` in a manifest, and why it ended: `enough`, or a spent budget of rounds or tokens.
+    """Every `Round` in a manifest, why it ended (`enough`, or a spent budget of rounds or tokens), and the best round's `model`.
 
     Args:
         stages: ours where they are left out.
@@ -61,8 +61,9 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
     def build(_: Path) -> Mapping[str, Any]:
         rounds = heal_until_enough(config, baseline, stages or our_stages())
         ended = why_ended(rounds, config)
-        log.info("%s: %s", config.name, describe(rounds[-1], ended))
-        return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": rounds[-1].model}
+        best = rounds[-1] if ended == "enough" else max(rounds, key=lambda each: each.exact_match)
+        log.info("%s: %s", config.name, describe(best, ended))
+        return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": best.model}
 
     return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
 
@@ -102,11 +103,11 @@ def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
     return "tokens" if rounds[-1].tokens + of_a_round > config.max_tokens else None
 
 
-def describe(last: Round, ended: str | None) -> str:
+def describe(of: Round, ended: str | None) -> str:
     """One line for the log."""
-    gap = last.difference
+    gap = of.difference
     points = f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] from the uncut model"
-    return f"{last.model}: {100 * last.exact_match:.1f} % after {last.tokens:,} tokens, {points}{f'; ended: {ended}' if ended else ''}"
+    return f"{of.model}: {100 * of.exact_match:.1f} % after {of.tokens:,} tokens, {points}{f'; ended: {ended}' if ended else ''}"
 
 
 def _measure(config: RecoverConfig, baseline: Artifact, model: str, tokens: int, stages: Stages) -> Round:
