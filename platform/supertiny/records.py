@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Message = dict[str, Any]
 """One OpenAI-style chat message: `role`, `content`, and for tools `tool_calls` or `tool_call_id`."""
@@ -151,12 +152,17 @@ class Parity(Record):
     problems: list[str]
     """Why it failed, one a line."""
     kl_nats: float
-    """Mean KL(Hugging Face ‖ vLLM) over all positions, nats a token."""
+    """Mean KL(Hugging Face ‖ vLLM) over all positions, nats a token; NaN where a log-probability was none, which JSON has as null."""
     greedy_agreement: float
     """Share of positions where both find the same token likeliest."""
     positions: int
     tokenizer_sha256: str
     template_sha256: str
+
+    @field_validator("kl_nats", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        return math.nan if value is None else value
 
 
 def is_utf8(text: str) -> bool:

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -189,11 +190,11 @@ def test_the_verdict_is_said_in_words(tmp_path: Path, num_right: int, verdict: s
     assert f"{verdict.capitalize()}: " in phrases.explanation(report.gate)
 
 
-def publish_proof(run_root: Path, name: str, model: str, problems: list[str]) -> None:
+def publish_proof(run_root: Path, name: str, model: str, problems: list[str], kl_nats: float = 2.5e-6) -> None:
     found = Parity(
         verdict="fail" if problems else "pass",
         problems=problems,
-        kl_nats=2.5e-6,
+        kl_nats=kl_nats,
         greedy_agreement=1.0,
         positions=640,
         tokenizer_sha256="0",
@@ -214,6 +215,15 @@ def test_the_page_says_whether_what_is_served_is_what_was_evaluated(tmp_path: Pa
     assert said in render_page(write_report(str(tmp_path)))
     publish_proof(tmp_path, "parity-again", "awq", ["rollout 7/0: vLLM and Hugging Face make different tokens of it"])
     assert "is not what was evaluated, so it is not promoted: rollout 7/0" in render_page(write_report(str(tmp_path)))
+
+
+def test_a_proof_without_a_number_is_reported(tmp_path: Path) -> None:
+    publish_run(tmp_path)
+    publish_proof(tmp_path, "parity", "awq", ["KL nan nats a token is over max_kl_nats 0.005"], kl_nats=float("nan"))
+    assert "so it is not promoted: KL nan nats a token is over" in render_page(write_report(str(tmp_path)))
+    again = Report.model_validate_json((tmp_path / "report.json").read_text())
+    assert again.parity is not None
+    assert (again.parity.verdict, math.isnan(again.parity.kl_nats)) == ("fail", True)
 
 
 def test_a_run_without_a_gate_is_reported_so_far(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from supertiny.train.packing import check_tokens, pack, write_rows
 from supertiny.train.plan import DistillPlan
 from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
 from supertiny.train.replay import renamed, with_replay
+from supertiny.train.stopping import end_if_told
 from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer, vocabulary_size
 from supertiny.train.workers import check_fits, checkpoints_in, run_workers
 
@@ -40,6 +41,7 @@ def distill(config: DistillConfig) -> Artifact:
             takes, the student's head is of an unusual kind, or, on-policy, teacher and student do not share a tokenizer.
         PlanTooBig: the cluster has fewer CPUs or GPUs than workers.
         NotFinite: the loss or the gradient became NaN or infinite.
+        Stopped: the job got SIGTERM; the checkpoint is written or, where the last step was made, the model published.
     """
     check_trackers(config.trackers)
     student = open_student(config)
@@ -48,11 +50,13 @@ def distill(config: DistillConfig) -> Artifact:
     parents |= {f"replay:{name}": open_artifact(name, config.run_root, "rollouts") for name in earlier}
     if config.validation:
         load_task(config.task)
-    if config.on_policy is None:
-        return make(config, "model", parents, lambda folder: _train_off_policy(config, parents, folder))
-    parents["teacher"] = open_artifact(config.on_policy.teacher, config.run_root, "model")
-    check_same_tokenizer(parents["teacher"].path, student.path)
-    return make(config, "model", parents, lambda folder: _train_on_policy(config, parents, folder))
+    if config.on_policy is not None:
+        parents["teacher"] = open_artifact(config.on_policy.teacher, config.run_root, "model")
+        check_same_tokenizer(parents["teacher"].path, student.path)
+    train = _train_off_policy if config.on_policy is None else _train_on_policy
+    model = make(config, "model", parents, lambda folder: train(config, parents, folder))
+    end_if_told()
+    return model
 
 
 def open_student(config: TrainConfig) -> Artifact:

@@ -15,6 +15,7 @@ from supertiny.train.config import RlConfig
 from supertiny.train.draw import check_enough, run_draw
 from supertiny.train.metrics import read_metrics
 from supertiny.train.prompts import judgeable, render_prompts, split
+from supertiny.train.stopping import end_if_told
 from supertiny.train.students import model_size, open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,15 @@ def rl(config: RlConfig) -> Artifact:
         ConfigError: a tracker is not installed, the task cannot be loaded, there are fewer prompts than a step takes, or none to validate.
         PlanTooBig: the cluster has fewer CPUs or GPUs than workers.
         NotFinite: the loss or the gradient became NaN or infinite.
+        Stopped: the job got SIGTERM; the checkpoint is written or, where the last step was made, the model published.
     """
     check_trackers(config.trackers)
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
     load_task(config.task)
-    return make(config, "model", {"student": student, "rollouts": rollouts}, lambda folder: _train(config, student, rollouts, folder))
+    model = make(config, "model", {"student": student, "rollouts": rollouts}, lambda folder: _train(config, student, rollouts, folder))
+    end_if_told()
+    return model
 
 
 def _train(config: RlConfig, student: Artifact, rollouts: Artifact, folder: Path) -> Mapping[str, Any]:

@@ -106,13 +106,13 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     try:
         with saved_on_sigterm(checkpoints.with_name(STOP)):
             outcome: Any = trainer.fit().return_value  # type: ignore[attr-defined] # Result of the second Ray Train API
+            if isinstance(outcome, SupertinyError):
+                raise outcome
     except ControllerError as error:
         raise NoProgress(f"{config.num_workers} training workers could not be started: {error}") from None
     except TrainingFailedError as error:
         raise RuntimeError(f"{config.name}: a training worker failed for good: {error}") from error
     log.info("%s: workers were done in %.1f s", config.name, time.monotonic() - started)
-    if isinstance(outcome, SupertinyError):
-        raise outcome
     result: dict[str, Any] = outcome
     return result
 
