@@ -168,7 +168,8 @@ def test_a_board_has_an_id_panels_of_their_own_and_a_place_for_each(path: Path) 
 def test_prometheus_finds_nodes_where_ray_writes_them_down_and_reads_the_alerts() -> None:
     config = yaml.safe_load((OBSERVABILITY / "prometheus.yaml").read_text())
     assert [(OBSERVABILITY / name).exists() for name in config["rule_files"]] == [True]
-    assert config["scrape_configs"][0]["file_sd_configs"] == [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]
+    (found,) = config["scrape_configs"][0]["file_sd_configs"]
+    assert found["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
 
 
 def test_prometheus_reads_the_autoscaler_s_metrics_on_kubernetes_too() -> None:

@@ -6,7 +6,8 @@ from compress_run import make_run, some_rollouts, tiny_student
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import open_artifact
-from supertiny.compress.parity import file_problems, gap_of, kl_of_kept
+from supertiny.compress.parity import file_problems, gap_of, kl_of_kept, within
+from supertiny.errors import ConfigError
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Completion, Rollout, TopK, Usage
 
@@ -48,6 +49,22 @@ def test_another_model_has_a_gap(tmp_path: Path):
     far, _ = gap_of(tmp_path / "other", rows, served_by_hugging_face(tmp_path / "rl", rows))
     assert far.kl_nats > 0.1 > gap.kl_nats
     assert far.greedy_agreement < 1
+
+
+def test_rollouts_that_the_engine_has_no_room_for_are_left_out(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(2))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rl")
+    rows = some_rollouts(4)
+    lengths = {
+        row.rollout_id: len(prompt_token_ids(tokenizer, row.prompt.messages, []))
+        + len(completion_token_ids(tokenizer, row.completion.text))
+        for row in rows
+    }
+    longest = max(lengths.values())
+    assert within(longest + 1, rows, tokenizer) == rows
+    assert within(longest, rows, tokenizer) == [row for row in rows if lengths[row.rollout_id] < longest]
+    with pytest.raises(ConfigError, match="max_model_len 16 is too short for every one of 4 rollouts"):
+        within(16, rows, tokenizer)
 
 
 def test_an_engine_with_another_tokenizer_or_template_is_found(tmp_path: Path):

@@ -214,13 +214,13 @@ def test_the_page_says_whether_what_is_served_is_what_was_evaluated(tmp_path: Pa
     said = "What vLLM serves is what was evaluated: KL 2.5e-06 nats a token and the same likeliest token at 100.0 % of 640 positions"
     assert said in render_page(write_report(str(tmp_path)))
     publish_proof(tmp_path, "parity-again", "awq", ["rollout 7/0: vLLM and Hugging Face make different tokens of it"])
-    assert "is not what was evaluated, so it is not promoted: rollout 7/0" in render_page(write_report(str(tmp_path)))
+    assert "is not what was evaluated: rollout 7/0" in render_page(write_report(str(tmp_path)))
 
 
 def test_a_proof_without_a_number_is_reported(tmp_path: Path) -> None:
     publish_run(tmp_path)
     publish_proof(tmp_path, "parity", "awq", ["KL nan nats a token is over max_kl_nats 0.005"], kl_nats=float("nan"))
-    assert "so it is not promoted: KL nan nats a token is over" in render_page(write_report(str(tmp_path)))
+    assert "is not what was evaluated: KL nan nats a token is over" in render_page(write_report(str(tmp_path)))
     again = Report.model_validate_json((tmp_path / "report.json").read_text())
     assert again.parity is not None
     assert (again.parity.verdict, math.isnan(again.parity.kl_nats)) == ("fail", True)

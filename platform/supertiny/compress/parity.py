@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.calibration import first_rollouts
 from supertiny.compress.config import ParityConfig
-from supertiny.errors import GateNotPassed
+from supertiny.errors import ConfigError, GateNotPassed
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
@@ -41,12 +41,14 @@ def prove(config: ParityConfig) -> Artifact:
 
     Raises:
         MissingInput, CorruptArtifact: model or rollouts are not there or damaged.
+        ConfigError: all rollouts that were drawn are too long for the engine.
     """
     model = open_artifact(config.model, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
 
     def build(folder: Path) -> dict[str, Any]:
-        found = compare(model, first_rollouts(read_rollouts(rollouts.path, top_k=False), config.num_rows), config)
+        drawn = first_rollouts(read_rollouts(rollouts.path, top_k=False), config.num_rows)
+        found = compare(model, within(config.engine.max_model_len, drawn, AutoTokenizer.from_pretrained(model.path)), config)
         numbers = f"KL {found.kl_nats:.2g} nats a token, greedy agreement {found.greedy_agreement:.4f}"
         log.info("%s: %s, %s%s", config.name, found.verdict, numbers, "".join(f"; {problem}" for problem in found.problems))
         return found.model_dump(mode="json")
@@ -85,6 +87,27 @@ def file_problems(model: Artifact) -> list[str]:
     unknown = [name for name in weights if name not in model.manifest.files]
     problems = [f"{name} is no safetensors file" for name in pickles] + [f"{name} has no sha256 in the manifest" for name in unknown]
     return problems + ([] if weights else ["there are no *.safetensors"])
+
+
+def within(max_model_len: int, rows: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:
+    """The rollouts that an engine of such a context takes, one token more included, which it has to make.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    short = [row for row in rows if _num_tokens(row, tokenizer) < max_model_len]
+    if not short:
+        raise ConfigError(f"engine.max_model_len {max_model_len} is too short for every one of {len(rows)} rollouts; raise it")
+    if len(short) < len(rows):
+        log.warning(
+            "%d of %d rollouts are longer than engine.max_model_len %d, and left out", len(rows) - len(short), len(rows), max_model_len
+        )
+    return short
+
+
+def _num_tokens(row: Rollout, tokenizer: Any) -> int:
+    prompt = prompt_token_ids(tokenizer, row.prompt.messages, row.tools)
+    return len(prompt) + len(completion_token_ids(tokenizer, row.completion.text))
 
 
 def score_all(folder: Path, rows: Sequence[Rollout], top_k: int, engine: EngineConfig) -> list[Completion]:

@@ -119,4 +119,4 @@ def proof(parity: Parity | None, candidate: str) -> str:
     )
     if parity.verdict == "pass":
         return f"What vLLM serves is what was evaluated: {found}."
-    return f"What vLLM serves is not what was evaluated, so it is not promoted: {'; '.join(parity.problems)} ({found})."
+    return f"What vLLM serves is not what was evaluated: {'; '.join(parity.problems)} ({found})."

@@ -56,8 +56,10 @@ def run(config: PipelineConfig) -> Artifact:
     run_at(config.places.get("w8a8"), quantize, config.w8a8)
     candidate = better(evaluate_model(config, config.awq.name), evaluate_model(config, config.w8a8.name))
     gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
-    promotion = prove_served(config, candidate)
-    write_run_report(config)
+    try:
+        promotion = prove_served(config, candidate)
+    finally:
+        write_run_report(config)
     return promote(promotion)
 
 
