@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 QUIET_AND_OFFLINE = {
@@ -29,6 +30,8 @@ RAY_TOKEN = {
 }
 for name, value in {**QUIET_AND_OFFLINE, **RAY_TOKEN}.items():  # before anything reads them; Ray's processes inherit them
     os.environ.setdefault(name, value)
+hypothesis.settings.register_profile("supertiny", deadline=None)  # an example's time says how busy the machine is
+hypothesis.settings.load_profile("supertiny")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker

@@ -27,7 +27,7 @@ def send_all(schema: Any, examples: int) -> Counter[tuple[str, int]]:
         if operation.method == "get" and mode == GenerationMode.NEGATIVE:
             continue  # nothing of it could be wrong
 
-        @settings(max_examples=examples, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy(mode))
         def send(case: Case) -> None:
             seen[case.path, case.call_and_validate(checks=CHECKS, timeout=60).status_code] += 1

@@ -67,7 +67,6 @@ def test_the_interval_holds_the_difference_and_stays_in_range(pairs: Pairs) -> N
     assert -1 - 1e-9 <= difference.low <= difference.value <= difference.high <= 1 + 1e-9
 
 
-@settings(deadline=None)
 @given(tables)
 def test_swapping_the_systems_mirrors_the_interval(pairs: Pairs) -> None:
     forward = paired_difference(pairs)
@@ -77,7 +76,6 @@ def test_swapping_the_systems_mirrors_the_interval(pairs: Pairs) -> None:
     assert back.high == pytest.approx(-forward.low)
 
 
-@settings(deadline=None)
 @given(tables)
 def test_more_confidence_widens_the_interval(pairs: Pairs) -> None:
     narrow, wide = paired_difference(pairs, 0.8), paired_difference(pairs, 0.99)
@@ -85,7 +83,6 @@ def test_more_confidence_widens_the_interval(pairs: Pairs) -> None:
     assert wide.high >= narrow.high - 1e-12
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
 def test_counts_add_up_to_both_margins(outcomes: list[tuple[bool, bool]]) -> None:
     first, second = zip(*outcomes, strict=True)

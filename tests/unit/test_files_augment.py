@@ -91,7 +91,7 @@ def test_lower_case_is_lower_in_both() -> None:
     assert calls[0].arguments == {"track": "hey jude", "artist": "the beatles"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_every_example_stays_grounded_and_keeps_its_arguments(seed: int) -> None:
     shapes = {frozenset((source.calls or [])[0].arguments) for source in ROWS}

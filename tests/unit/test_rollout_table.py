@@ -77,7 +77,7 @@ def test_a_prompt_whose_right_calls_nobody_knows_is_not_one_whose_right_answer_i
     assert [row.prompt.reference for row in read_rollouts(tmp_path)] == [None, []]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(min_value=-20, max_value=0), min_size=4, max_size=4))
 def test_float16_keeps_logprobs_within_a_hundredth_of_a_nat(values: list[float]) -> None:
     rollout = some_rollout(token_ids=(1, 2), top_k=TopK(ids=[[1, 2], [3, 4]], logprobs=[values[:2], values[2:]]))

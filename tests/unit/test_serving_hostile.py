@@ -66,7 +66,7 @@ def test_a_hostile_body_is_refused_or_harmless(router: Served, path: str, name: 
     assert in_openais_shape(answer)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(bodies, st.sampled_from(["/v1/chat/completions", "/v1/completions"]))
 def test_no_mixture_of_fields_is_a_failure_of_ours(router: Served, fields: dict[str, Any], path: str) -> None:
     answer = post(router, path, json.dumps(fields).encode())
@@ -74,7 +74,7 @@ def test_no_mixture_of_fields_is_a_failure_of_ours(router: Served, fields: dict[
     assert in_openais_shape(answer)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_a_failure_of_ours(router: Served, body: bytes) -> None:
     assert post(router, "/v1/chat/completions", body).status_code == 400

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_shapes import QWEN_HALF_BILLION, TINY
 
@@ -48,7 +48,6 @@ def test_a_target_in_bytes_is_one_of_bfloat16():
     assert solved(QWEN_HALF_BILLION, "depth", target_bytes=812_000_000) == solved(QWEN_HALF_BILLION, "depth", target_parameters=406_000_000)
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.floats(0.05, 0.99))
 def test_solved_width_is_a_multiple_of_128_and_no_wider_one_fits(multiple: int, fraction: float):
     values = {**TINY, "intermediate_size": 128 * multiple}
@@ -65,7 +64,6 @@ def test_solved_width_is_a_multiple_of_128_and_no_wider_one_fits(multiple: int, 
         assert wider.intermediate_size == shape.intermediate_size or wider.num_parameters > int(fraction * shape.num_parameters)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(AXES), st.floats(0.3, 0.95), st.integers(1, 2))
 def test_what_is_solved_meets_the_target_and_cuts_every_axis_named(axis: str, fraction: float, workers: int):
     shape = read_shape(TINY)

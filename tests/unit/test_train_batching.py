@@ -61,7 +61,7 @@ def test_a_restart_goes_on_with_the_batches_that_are_left() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_pass_shows_every_row_once_before_any_row_again(num_rows: int, batch: int, passes: int, seed: int) -> None:
     steps = -(-num_rows * passes // batch)
     seen = np.concatenate(list(batches(np.full(num_rows, 5), batch, seed, 0, steps)))
@@ -128,7 +128,7 @@ def test_rows_in_one_line_are_predicted_and_counted_from_their_own_beginnings(ro
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(1, 30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lines_hold_every_row_once_without_overlap_and_are_of_about_one_length(lengths: list[int], line_tokens: int) -> None:
     lines, starts = lay_out(np.array(lengths), line_tokens)
     filled = np.bincount(lines, weights=lengths)

@@ -66,7 +66,7 @@ def both(kind: str, text: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["teacher", "llama"])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=60))
 def test_any_unicode_text_comes_back_as_from_the_original(kind: str, text: str):
     ours, theirs = both(kind, text)
@@ -74,7 +74,7 @@ def test_any_unicode_text_comes_back_as_from_the_original(kind: str, text: str):
 
 
 @pytest.mark.parametrize("kind", ["teacher", "llama"])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.sampled_from(["latin-1", "utf-8", "utf-16-le"]))
 def test_random_bytes_come_back_as_from_the_original(kind: str, data: bytes, encoding: str):
     ours, theirs = both(kind, data.decode(encoding, "replace"))
@@ -82,7 +82,7 @@ def test_random_bytes_come_back_as_from_the_original(kind: str, data: bytes, enc
 
 
 @pytest.mark.parametrize("kind", ["teacher", "llama"])
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([*" ".join(SENTENCES).split(), *'abcxyz .,{}"é']), max_size=12))
 def test_a_text_whose_tokens_are_all_kept_has_the_same_tokens(kind: str, words: list[str]):
     old, new, kept = pair(kind)
