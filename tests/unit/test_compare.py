@@ -3,7 +3,7 @@ import random
 from statistics import fmean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from supertiny.evaluate.compare import Difference, Pairs, count_pairs, non_inferior, paired_difference, wilson
@@ -60,7 +60,6 @@ def test_complete_agreement_still_leaves_an_interval(pairs: Pairs) -> None:
     assert 0.003 < difference.high < 0.004  # Wilson's z^2 / (n + z^2) = 3.84 / 1003.84
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(tables)
 def test_the_interval_holds_the_difference_and_stays_in_range(pairs: Pairs) -> None:
     difference = paired_difference(pairs)
