@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from ray_folder import ray_folder
 
 QUIET_AND_OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -48,7 +48,7 @@ def local_ray() -> Iterator[None]:
     """One Ray for the whole session: 8 logical CPUs, since actors that only wait take one each."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="supertiny-") as folder, pytest.MonkeyPatch.context() as patch:
+    with ray_folder() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # actors import the tests' tasks
         patch.setenv("RAY_TMPDIR", folder)  # short, since sockets lie in it; actors that look for "the" Ray find this one by it
         ray.init(

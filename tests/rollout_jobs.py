@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from supertiny.rollout.blocks import finished_ids
@@ -19,6 +20,25 @@ def start_job(checkout: Path, config: Path, log: Path, address: str = "local") -
         return subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": path, "RAY_ADDRESS": address}, stdout=file, stderr=file, start_new_session=True
         )
+
+
+def asked(root: Path) -> Counter[str]:
+    """How often `TinyTask` was asked for each prompt."""
+    return Counter(line.split()[0] for line in (root / "asked").read_text().splitlines())
+
+
+def wait_for_block_of(engine: int, root: Path) -> None:
+    """Until this engine has begun a block: the prompts that it is asked next are not finished for as long as `TinyTask` waits."""
+    before = _asked_of(engine, root)
+    for _ in range(1200):
+        if _asked_of(engine, root) > before:
+            return
+        time.sleep(0.05)
+    raise AssertionError("this engine was asked nothing within a minute")
+
+
+def _asked_of(engine: int, root: Path) -> int:
+    return sum(line.endswith(f" {engine}") for line in (root / "asked").read_text().splitlines())
 
 
 def wait_for_blocks(job: subprocess.Popen[bytes], root: Path, num_rows: int) -> set[str]:

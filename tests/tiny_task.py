@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 from supertiny.llm.base import Llm, Sampling
@@ -14,7 +15,7 @@ class TinyTask:
     """Prompts p000, p001, ...; nobody knows the right calls.
 
     Args:
-        asked: file that gets a line with the prompt's id each time that it is taught.
+        asked: file that gets a line each time that a prompt is taught: its id, and the process id of the engine that is asked.
         seconds: how long the pipeline waits.
     """
 
@@ -30,7 +31,7 @@ class TinyTask:
     async def teach(self, prompt: Prompt, llm: Llm) -> Completion:
         """One sampled completion, thrown away, and the echo of the prompt's number, scored."""
         with self._asked.open("a") as file:
-            file.write(f"{prompt.id}\n")
+            file.write(f"{prompt.id} {os.getppid()}\n")
         await asyncio.sleep(self._seconds)
         draft = (await llm.complete(prompt.messages, sampling=Sampling(temperature=1.0, max_tokens=4)))[0]
         answer = await llm.score(prompt.messages, render([_echo(prompt)]), tools=self.tools, logprobs=5)

@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rollout_jobs import wait_for_blocks
+from ray_folder import ray_folder
+from rollout_jobs import asked, wait_for_blocks
 from started_nodes import Node, StartedNodes
 
 from supertiny.artifacts import open_artifact
@@ -49,7 +48,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture(scope="module")
 def nodes(checkout: Path) -> Iterator[StartedNodes]:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, StartedNodes(folder, path, redis=True) as started:
+    with ray_folder() as folder, StartedNodes(folder, path, redis=True) as started:
         yield started
 
 
@@ -101,11 +100,11 @@ def test_a_rollout_whose_head_is_lost_ends_in_one_go_when_it_is_back(
         os.killpg(job.pid, signal.SIGKILL)
         raise
     ended(job, tmp_path)
-    asked = Counter((tmp_path / "asked").read_text().split())
-    alone, redone = len(without) - len(before), asked.total() - PROMPTS
+    times = asked(tmp_path)
+    alone, redone = len(without) - len(before), times.total() - PROMPTS
     print(f"\nthe head lost in rollout: {alone} rows finished in {HEAD_AWAY_SECONDS} s without it, {redone} redone")
     assert made(tmp_path) == EVERY
-    assert set(asked.values()) == {1}
+    assert set(times.values()) == {1}
 
 
 def test_a_driver_that_is_lost_with_the_head_is_run_again_and_goes_on(
@@ -122,7 +121,7 @@ def test_a_driver_that_is_lost_with_the_head_is_run_again_and_goes_on(
     began = time.monotonic()
     again = start(checkout, tmp_path, nodes, nodes.head)
     ended(again, tmp_path)
-    asked = Counter((tmp_path / "asked").read_text().split())
-    print(f"\nthe head and its driver lost: {len(before)} rows kept, {asked.total() - PROMPTS} redone in {time.monotonic() - began:.0f} s")
+    times = asked(tmp_path)
+    print(f"\nthe head and its driver lost: {len(before)} rows kept, {times.total() - PROMPTS} redone in {time.monotonic() - began:.0f} s")
     assert made(tmp_path) == EVERY
-    assert {name: asked[name.partition("/")[0]] for name in before} == dict.fromkeys(before, 1)
+    assert {name: times[name.partition("/")[0]] for name in before} == dict.fromkeys(before, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from deployed import deploy
+from ray_folder import ray_folder
 from started_nodes import Node, StartedNodes
 from tests.serving.load import Sent, clients, p99, replica_pids, wait_for
 
@@ -39,7 +39,7 @@ class Served:
 def app(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     (port,) = _free_ports(1)
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, StartedNodes(folder, path, redis=True) as nodes:
+    with ray_folder() as folder, StartedNodes(folder, path, redis=True) as nodes:
         workers = nodes.add_workers(2, CPUS_OF_A_NODE)
         deploy(nodes.address, SETTINGS, port, path, tmp_path_factory.mktemp("deployed") / "log")
         yield Served(nodes, workers, f"http://127.0.0.1:{port}")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray_folder import ray_folder
 from simulated_cluster import SimulatedCluster
 from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
 from train_runs import finished_checkpoints, wait_for
@@ -57,7 +57,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def nodes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     log = tmp_path_factory.mktemp("cluster") / "log"
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, SimulatedCluster(folder, str(checkout / "platform"), log) as cluster:
+    with ray_folder() as folder, SimulatedCluster(folder, str(checkout / "platform"), log) as cluster:
         yield Nodes(cluster, cluster.add_node(1), cluster.add_node(1))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from ray.util import get_node_ip_address
+from ray_folder import ray_folder
 from started_nodes import StartedNodes
 
 from supertiny.certificates import environment, make_authority, make_node
@@ -38,7 +38,7 @@ def test_a_cluster_with_certificates_runs_tasks_and_answers_nobody_without(check
     make_node(tmp_path, [get_node_ip_address(), "127.0.0.2"])
     secured = environment(tmp_path)
     with (
-        tempfile.TemporaryDirectory(prefix="st-") as folder,
+        ray_folder() as folder,
         StartedNodes(folder, str(checkout / "platform"), environment=secured) as nodes,
     ):
         nodes.add_workers(1, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from growing_cluster import GrowingCluster
 from growing_jobs import GROUPS, IDLE_SECONDS, rollout
+from ray_folder import ray_folder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def cluster(checkout: Path) -> Iterator[GrowingCluster]:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as growing:
+    with ray_folder() as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as growing:
         yield growing
 
 

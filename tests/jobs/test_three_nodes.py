@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from ray_folder import ray_folder
 from simulated_cluster import SimulatedCluster
 
 from supertiny.jobserver import answers_without_token
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimulatedCluster]:
     log = tmp_path_factory.mktemp("cluster") / "log"
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, SimulatedCluster(folder, str(checkout / "platform"), log) as nodes:
+    with ray_folder() as folder, SimulatedCluster(folder, str(checkout / "platform"), log) as nodes:
         for _ in range(3):
             nodes.add_node(1)
         yield nodes

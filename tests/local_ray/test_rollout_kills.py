@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout_jobs import start_job, wait_for_blocks
+from ray_folder import ray_folder
+from rollout_jobs import asked, start_job, wait_for_block_of, wait_for_blocks
 from simulated_cluster import SimulatedCluster, engine_on
 
 from supertiny.artifacts import open_artifact
@@ -78,10 +77,6 @@ class Job:
         """Ids in finished blocks."""
         return finished_ids(next(self.root.glob(".rollouts.*.partial/.done")))
 
-    def asked(self) -> Counter[str]:
-        """How often each prompt was taught."""
-        return Counter((self.root / "asked").read_text().split())
-
     def table(self) -> list[tuple[Any, ...]]:
         """Everything that was made, without the times that it took."""
         folder = open_artifact("rollouts", str(self.root), "rollouts").path
@@ -93,7 +88,7 @@ class Job:
 def nodes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     log = tmp_path_factory.mktemp("cluster") / "log"
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, SimulatedCluster(folder, path, log) as cluster:
+    with ray_folder() as folder, SimulatedCluster(folder, path, log) as cluster:
         yield Nodes(cluster, cluster.add_node(CPUS_OF_A_NODE), cluster.add_node(CPUS_OF_A_NODE))
 
 
@@ -102,7 +97,7 @@ def whole(nodes: Nodes, checkout: Path, tmp_path_factory: pytest.TempPathFactory
     """The table of a rollout that nobody disturbed."""
     job = Job(checkout, tmp_path_factory.mktemp("whole"), nodes.cluster.address)
     job.finish(job.start())
-    assert job.asked() == {f"p{at:03d}": 1 for at in range(PROMPTS)}
+    assert asked(job.root) == {f"p{at:03d}": 1 for at in range(PROMPTS)}
     return job.table()
 
 
@@ -130,8 +125,8 @@ def test_a_rollout_whose_driver_is_killed_and_run_again_makes_the_same_table(
 
     job.finish(job.start())
     assert job.table() == whole
-    asked = job.asked()
-    assert {name: asked[name.partition("/")[0]] for name in before} == dict.fromkeys(before, 1)
+    times = asked(tmp_path)
+    assert {name: times[name.partition("/")[0]] for name in before} == dict.fromkeys(before, 1)
 
 
 def test_a_rollout_whose_engine_and_then_a_node_are_killed_makes_the_same_table_in_one_go(
@@ -143,10 +138,12 @@ def test_a_rollout_whose_engine_and_then_a_node_are_killed_makes_the_same_table_
         wait_for_blocks(process, tmp_path, 2 * BLOCK)
         engines = wait_for_engine(nodes.head), wait_for_engine(nodes.second)
         before_engine = job.finished()
+        wait_for_block_of(engines[0], tmp_path)
         os.kill(engines[0], signal.SIGKILL)
         wait_for_blocks(process, tmp_path, len(before_engine) + 4 * BLOCK)
         before_node = job.finished()
         assert len(before_node) < PROMPTS
+        wait_for_block_of(engines[1], tmp_path)
         os.kill(nodes.second, signal.SIGKILL)
         nodes.second = nodes.cluster.add_node(CPUS_OF_A_NODE)  # as an autoscaler would replace it
     except BaseException:
@@ -155,8 +152,8 @@ def test_a_rollout_whose_engine_and_then_a_node_are_killed_makes_the_same_table_
     job.finish(process)
 
     assert job.table() == whole
-    asked = job.asked()
-    assert {name: asked[name.partition("/")[0]] for name in before_engine} == dict.fromkeys(before_engine, 1)
-    assert max(asked[name.partition("/")[0]] for name in before_node) <= 2  # the first kill's, never the second's
-    redone = asked.total() - PROMPTS
+    times = asked(tmp_path)
+    assert {name: times[name.partition("/")[0]] for name in before_engine} == dict.fromkeys(before_engine, 1)
+    assert max(times[name.partition("/")[0]] for name in before_node) <= 2  # the first kill's, never the second's
+    redone = times.total() - PROMPTS
     assert 0 < redone <= 2 * ENGINES * BLOCK  # two kills, and a block in flight on each engine

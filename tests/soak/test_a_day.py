@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ import pytest
 from day import Day, Fleet, every, load, plot
 from deployed import deploy
 from growing_cluster import GrowingCluster
+from ray_folder import ray_folder
 from tests.serving.load import Sent, p99, replica_pids, wait_for
 
 from supertiny.llm.config import ScriptedConfig
@@ -99,7 +99,7 @@ def figures(sent: Sequence[Sent], fleet: Fleet, midnight: float) -> dict[str, fl
 def test_a_day_of_losses_costs_no_more_than_the_streams_under_way(checkout: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     (port,) = _free_ports(1)
-    folder = tempfile.TemporaryDirectory(prefix="st-")
+    folder = ray_folder()
     with folder, GrowingCluster(GROUPS, folder.name, path, idle_seconds=8, max_workers=MOST, environment=RAY) as cluster:
         deploy(cluster.address, SETTINGS, port, path, tmp_path / "deploy.log", proxies="HeadOnly")
         wait_for("the first replicas", lambda: len(replica_pids("student-engine")) == STUDENT.min_replicas, 120)

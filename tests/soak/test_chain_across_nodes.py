@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from rollout_jobs import start_job, wait_for_blocks
+from ray_folder import ray_folder
+from rollout_jobs import asked, start_job, wait_for_blocks
 from started_nodes import Node, StartedNodes
 from tiny_rollouts import make_student
 from train_runs import finished_checkpoints, name_of, wait_for
@@ -68,7 +67,7 @@ def test_a_chain_comes_to_its_end_though_a_node_is_lost_in_each_stage(checkout: 
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     make_student(tmp_path)
     (tmp_path / "rollout.toml").write_text(ROLLOUT.format(root=tmp_path, prompts=PROMPTS, engines=ENGINES, block=BLOCK))
-    folder = tempfile.TemporaryDirectory(prefix="st-")
+    folder = ray_folder()
     with folder, StartedNodes(folder.name, path) as nodes:
         workers = nodes.add_workers(3, 3, 1)
         job = start_job(checkout, tmp_path / "rollout.toml", tmp_path / "log", nodes.address)
@@ -89,12 +88,12 @@ def test_a_chain_comes_to_its_end_though_a_node_is_lost_in_each_stage(checkout: 
         nodes.add_workers(1, 3, 1)
         ended(job, tmp_path / "log")
 
-    asked = Counter((tmp_path / "asked").read_text().split())
+    times = asked(tmp_path)
     seconds = time.monotonic() - killed
-    print(f"\n{asked.total() - PROMPTS} of {PROMPTS} rows redone; trained on from step {checkpoint}, done {seconds:.0f} s after the loss")
+    print(f"\n{times.total() - PROMPTS} of {PROMPTS} rows redone; trained on from step {checkpoint}, done {seconds:.0f} s after the loss")
     rollouts = open_artifact("rollouts", str(tmp_path), "rollouts").path
     assert len(read_rollouts(rollouts) + read_rejected(rollouts)) == PROMPTS
-    assert {asked[name.partition("/")[0]] for name in before} == {1}
+    assert {times[name.partition("/")[0]] for name in before} == {1}
     student = open_artifact("distill", str(tmp_path), "model")
     assert student.manifest.parents["rollouts"].uri.endswith("rollouts")
     steps = [int(row["step"]) for row in read_metrics(student.path / "metrics.jsonl")]

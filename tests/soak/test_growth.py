@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from growing_cluster import GrowingCluster
 from growing_jobs import GROUPS, IDLE_SECONDS, ended, rollout
+from ray_folder import ray_folder
 from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
 from train_runs import wait_for
 
@@ -89,7 +89,7 @@ class Trace:
 @pytest.fixture(scope="module")
 def cluster(checkout: Path) -> Iterator[GrowingCluster]:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    with tempfile.TemporaryDirectory(prefix="st-") as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as growing:
+    with ray_folder() as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as growing:
         yield growing
 
 
