@@ -40,7 +40,7 @@ TEACHER = "package://supertiny.tasks.assistant/models/teacher"
 HALF_BILLION = "half_billion"
 CUTS = {axis: {"axis": axis, "target_parameters": 405_000_000, "tolerance_fraction": 0.03} for axis in AXES}
 FORMATS = ("w8a8", "awq_w4a16", "gptq_w4a16")
-DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "vocab+depth:w8a8")
+DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "depth:w8a8", "vocab+depth:w8a8", "depth+width:w8a8")
 NUM_PROMPTS, MAX_TOKENS = 6, 32
 ENGINE = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_gib=0.5)
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -74,7 +74,7 @@ def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> N
             results[name].append(in_a_process(folder, "speed", name, arguments.batches))
     rates = {name: median_rates(runs) for name, runs in results.items()}
     for name in models:
-        print(row(folder, name, rates[name]))
+        print(row(folder, name, statistics.median(run["seconds_per_token"] for run in results[name]), rates[name]))
     print(json.dumps(ratios({name: rate[1] for name, rate in rates.items()})))
 
 
@@ -90,12 +90,12 @@ def ratios(rates: dict[str, float]) -> dict[str, float]:
     return {**({"depth_vs_half_billion": round(over["depth"], 4)} if "depth" in over else {}), **found}
 
 
-def row(folder: Path, name: str, rates: dict[int, float]) -> str:
+def row(folder: Path, name: str, seconds: float, rates: dict[int, float]) -> str:
     shape = shape_of(name)
     size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
     speeds = "  ".join(f"{rate:7.1f} tokens/s at {batch}" for batch, rate in rates.items())
     sizes = f"{shape.vocab_size:7,} x {shape.num_hidden_layers} x {shape.intermediate_size:,}"
-    return f"{name:24} {sizes}  {shape.num_parameters / 1e6:6.1f} M {size / 1e6:7.1f} MB  {speeds}"
+    return f"{name:24} {sizes}  {shape.num_parameters / 1e6:6.1f} M {size / 1e6:7.1f} MB  p50 {1000 * seconds:5.1f} ms a token  {speeds}"
 
 
 def shape_of(name: str) -> Shape:

@@ -110,6 +110,7 @@ def make_runs(experiment: Experiment, missing: Sequence[Run], folder: Path, stag
 def make_run(experiment: Experiment, run: Run, folder: Path, stages: Stages) -> Result:
     """The result of one run, written last; a killed one goes on from its last checkpoint."""
     started = time.monotonic()
+    experiment.root(run.seed, folder).mkdir(parents=True, exist_ok=True)  # what is taken may be named from it, by way of ..
     stage, evaluation = experiment.stage(run.variant, run.seed, folder), experiment.evaluation(run.variant, run.seed, folder)
     if stage is not None:
         stages.make(stage)

@@ -18,7 +18,7 @@ from tiny_rollouts import gold_rollouts, publish_rollouts
 from train_runs import finished_checkpoints, training_workers, wait_for
 
 from supertiny.artifacts import open_artifact
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, NotFinite
 from supertiny.llm.chat import prompt_token_ids
 from supertiny.records import Rollout
 from supertiny.tasks.assistant.task import AssistantTask
@@ -115,6 +115,16 @@ def test_fewer_prompts_than_a_step_takes_are_refused(rollouts: list[Rollout], tm
     publish_rollouts(tmp_path, rollouts[:3])
     with pytest.raises(ConfigError, match=r"3 prompts in .*, one step takes batch / group_size = 8"):
         rl(RlConfig(run_root=str(tmp_path), **{**SETTINGS, "student": BASE}))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_stops_the_run_at_once_and_names_its_prompts(
+    undertrained: Path, rollouts: list[Rollout], tmp_path: Path
+) -> None:
+    publish_rollouts(tmp_path, rollouts)
+    settings = {**SETTINGS, "student": str(undertrained), "steps": 4, "num_workers": 1, "batch": 32, "kl_coef": 1e38}  # no KL before a step
+    with pytest.raises(NotFinite, match=r"not finite in a batch of the prompts \S+, \S+.*; look at these rows"):
+        rl(RlConfig(run_root=str(tmp_path), **settings))
 
 
 def mean_reward(folder: Path, rollouts: list[Rollout]) -> float:

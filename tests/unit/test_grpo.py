@@ -16,6 +16,10 @@ def test_a_group_counts_where_its_rewards_differ() -> None:
     assert unequal_groups(advantages, 3).tolist() == [True] * 3 + [False] * 3 + [True] * 3
 
 
+def test_a_reward_that_is_no_number_is_not_left_out_in_silence() -> None:
+    assert unequal_groups(torch.tensor([float("nan")] * 3 + [0.0] * 3), 3).tolist() == [True] * 3 + [False] * 3
+
+
 def test_rounding_in_the_mean_does_not_make_equal_rewards_differ() -> None:
     rewards = torch.tensor([0.1, 0.1, 0.1])
     assert not unequal_groups(rewards - rewards.mean() + 3e-8, 3).any()

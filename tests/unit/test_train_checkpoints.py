@@ -88,6 +88,6 @@ def test_a_resumed_run_drops_the_metrics_that_it_will_write_again(tmp_path: Path
 
 def test_a_loss_that_is_no_number_is_named_with_its_rollouts() -> None:
     fine = {"cross_entropy": 1.0, "forward_kl": 0.0, "gradient_norm": 2.0}
-    check_finite(fine, ["p1/0"])
+    check_finite(fine, "rollouts", ["p1/0"])
     with pytest.raises(NotFinite, match=r"forward_kl not finite in a batch of the rollouts p1/0, p2/1"):
-        check_finite({**fine, "forward_kl": float("nan")}, ["p1/0", "p2/1"])
+        check_finite({**fine, "forward_kl": float("nan")}, "rollouts", ["p1/0", "p2/1"])

@@ -20,7 +20,7 @@ from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
 from supertiny.train.rewards import TrlReward
-from supertiny.train.trainers import common_settings, draw_settings, in_its_pass, run_trainer
+from supertiny.train.trainers import DrawTrainer, common_settings, draw_settings, run_trainer
 
 METRICS = {"reward": "reward", "reward_std": "reward_std", "kl": "kl", "frac_reward_zero_std": "equal_groups_fraction"}
 """TRL's names and ours; the rewards by themselves come with it."""
@@ -74,7 +74,7 @@ def trainer_settings(config: RlConfig, num_workers: int, output: Path) -> GRPOCo
     )
 
 
-class Grpo(GRPOTrainer):
+class Grpo(DrawTrainer, GRPOTrainer):
     """TRL's trainer, without the groups that teach nothing.
 
     TRL 1.16 counts them (`frac_reward_zero_std`) and keeps them in: their advantages are 0, but their tokens are among those that the loss
@@ -82,16 +82,13 @@ class Grpo(GRPOTrainer):
     drawing others in their place.
     """
 
-    def __init__(self, *, group_size: int, drop_equal_groups: bool, steps_done: int, **arguments: Any) -> None:
+    def __init__(self, *, group_size: int, drop_equal_groups: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._group_size, self._drop_equal_groups, self._steps_done = group_size, drop_equal_groups, steps_done
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        return in_its_pass(super()._get_train_sampler(dataset), self._steps_done)
+        self._group_size, self._drop_equal_groups = group_size, drop_equal_groups
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's batch of this worker's completions, in the order of its prompts; a dropped one has no token in the mask."""
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        """As TRL's; a completion that is dropped has no token in the mask."""
+        batch = super()._generate_and_score_completions(inputs)
         if self._drop_equal_groups:
             own = slice(*(len(inputs) * place for place in (self.accelerator.process_index, self.accelerator.process_index + 1)))
             kept_B = unequal_groups(self.accelerator.gather(batch["advantages"]), self._group_size)[own]
@@ -101,10 +98,10 @@ class Grpo(GRPOTrainer):
 
 
 def unequal_groups(advantages_N: Tensor, group_size: int) -> Tensor:
-    """Where a completion's group has different rewards: bool (N,).
+    """Where a completion's group has different rewards, or one that is no number: bool (N,).
 
     Args:
         advantages_N: rewards minus their group's mean; N is a multiple of `group_size`, and groups are in one piece.
     """
-    differs_B = (advantages_N.view(-1, group_size).abs() > SAME).any(-1)
+    differs_B = ~(advantages_N.view(-1, group_size).abs() <= SAME).all(-1)
     return torch.repeat_interleave(differs_B, group_size)

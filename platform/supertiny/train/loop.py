@@ -163,7 +163,7 @@ def _step(engine: Any, rows: PackedRows, batch: Rows, micro_batches: list[Rows],
         "gradient_norm": float(engine.get_global_grad_norm()),
         "tokens": int(rows.lengths[batch].sum()),
     }
-    check_finite(metrics, [rows.rollout_ids[row] for row in batch])
+    check_finite(metrics, "rollouts", [rows.rollout_ids[row] for row in batch])
     return metrics
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ray.util.metrics import Gauge
@@ -50,15 +50,18 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def check_finite(metrics: dict[str, float], rollout_ids: list[str]) -> None:
+def check_finite(metrics: Mapping[str, float], what: str, ids: Iterable[str]) -> None:
     """Raise where one of a step's metrics is not a number.
 
+    Args:
+        what: `rollouts` or `prompts`.
+        ids: those of the step.
+
     Raises:
-        NotFinite: with the rollouts of the batch.
+        NotFinite: with the ids.
     """
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     if wrong:
         raise NotFinite(
-            f"{' and '.join(wrong)} not finite in a batch of the rollouts {', '.join(rollout_ids)}; "
-            "look at these rows, or lower learning_rate"
+            f"{' and '.join(wrong)} not finite in a batch of the {what} {', '.join(ids)}; look at these rows, or lower learning_rate"
         )

@@ -24,7 +24,7 @@ from supertiny.train.config import DistillConfig
 from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
-from supertiny.train.trainers import common_settings, draw_settings, in_its_pass, run_trainer
+from supertiny.train.trainers import DrawTrainer, common_settings, draw_settings, run_trainer
 
 
 def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
@@ -41,7 +41,7 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
             model=model,
             teacher_model=teacher,
             args=trainer_settings(config, plan.num_steps, dist.get_world_size(), plan.checkpoints),
-            train_dataset=Dataset.from_list([{"prompt": row.text} for row in read_prompts(plan.prompts)]),
+            train_dataset=Dataset.from_list([{"prompt": row.text, "prompt_id": row.prompt.id} for row in read_prompts(plan.prompts)]),
             processing_class=tokenizer,
             peft_config=lora_config(config.lora) if config.lora else None,
             callbacks=callbacks,
@@ -52,15 +52,8 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
     return {**metrics, divergence: metrics["loss"]}
 
 
-class OnPolicy(DistillationTrainer):
-    """TRL's trainer, in which a run that goes on does so with the prompts that are left of its pass."""
-
-    def __init__(self, *, steps_done: int, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._steps_done = steps_done
-
-    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
-        return in_its_pass(super()._get_train_sampler(dataset), self._steps_done)
+class OnPolicy(DrawTrainer, DistillationTrainer):
+    """TRL's trainer with what we add to it."""
 
 
 def trainer_settings(config: DistillConfig, num_steps: int, num_workers: int, output: Path) -> DistillationConfig:

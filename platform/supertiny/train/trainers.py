@@ -15,11 +15,10 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from supertiny.errors import NotFinite
 from supertiny.tracking import Tracker
 from supertiny.train.checkpoints import agree_on_newest, checkpoint_folder, seal, step_of, take_name
 from supertiny.train.config import DrawConfig, TrainConfig
-from supertiny.train.metrics import resume_trackers
+from supertiny.train.metrics import check_finite, resume_trackers
 from supertiny.train.notice import AnswerNotice, Notice
 from supertiny.train.ops import prepare_deepspeed, zero_settings
 from supertiny.train.plan import DrawPlan
@@ -37,6 +36,8 @@ METRICS = {
     "step_time": "seconds",
 }
 """TRL's names, in every trainer of it, and ours."""
+DECISIVE = ("loss", "gradient_norm")
+"""Ours of the metrics without which there is nothing to go on with."""
 NAMED = ("reward", "kl", "completion_tokens", "entropy", EXACT_MATCH)
 """Metrics of a progress line, beside the loss."""
 
@@ -61,7 +62,7 @@ def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, 
     watch = Watch(plan, {**METRICS, **names}, first_step, validation)
     model = AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=plan.config.attention)
     callbacks = [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot, plan.checkpoints.with_name(STOP)))]
-    trainer = build(model, tokenizer, callbacks, first_step)
+    watch.trainer = trainer = build(model, tokenizer, callbacks, first_step)
     trainer.remove_callback(PrinterCallback)  # the trainer's own lines, which say what ours do at length
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     watch.close()
@@ -95,17 +96,6 @@ def common_settings(config: TrainConfig, num_steps: int, num_workers: int, outpu
     }
 
 
-def in_its_pass(sampler: Any, steps_done: int) -> Any:
-    """TRL's sampler of prompts, before the pass that an earlier attempt was in.
-
-    It draws the order of every pass from one generator, whose state no checkpoint has (TRL 1.16): a resumed run would skip so many prompts
-    of the first pass's order, and see some of its own pass twice and others not at all.
-    """
-    for _ in range(steps_done // (sampler.num_samples // sampler.batch_size)):
-        next(iter(sampler))  # which draws one
-    return sampler
-
-
 def draw_settings(config: DrawConfig) -> dict[str, Any]:
     """How completions are drawn, in TRL's words."""
     settings: dict[str, Any] = {"max_completion_length": config.max_completion_tokens, "temperature": config.temperature}
@@ -116,6 +106,37 @@ def draw_settings(config: DrawConfig) -> dict[str, Any]:
     return settings
 
 
+class DrawTrainer:
+    """What we add to either of TRL's trainers that draw completions, which comes after it among a class's bases.
+
+    Args:
+        steps_done: by an earlier attempt.
+    """
+
+    def __init__(self, *, steps_done: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._steps_done = steps_done
+        self.prompt_ids: list[str] = []
+        """Prompts of this worker's part of the step, in the dataset's column `prompt_id`."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """TRL's sampler of prompts, before the pass that an earlier attempt was in.
+
+        It draws the order of every pass from one generator, whose state no checkpoint has (TRL 1.16): a resumed run would skip so many
+        prompts of the first pass's order, and see some of its own pass twice and others not at all.
+        """
+        sampler = super()._get_train_sampler(dataset)  # type: ignore[misc] # TRL's
+        for _ in range(self._steps_done // (sampler.num_samples // sampler.batch_size)):
+            next(iter(sampler))  # which draws one
+        return sampler
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's batch of this worker's completions, in the order of its prompts."""
+        self.prompt_ids = [row["prompt_id"] for row in inputs]
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc] # TRL's
+        return batch
+
+
 class Watch(TrainerCallback):
     """Writes every step's metrics and, now and then, a line with the time left; asks the validation prompts."""
 
@@ -124,6 +145,8 @@ class Watch(TrainerCallback):
         self._asked: dict[str, float] = {}
         self._tokens = 0.0
         self._tracker: Tracker | None = None
+        self.trainer: DrawTrainer | None = None
+        """Whose prompts are named where a step has no finite loss."""
         self.last: dict[str, float] = {}
         if dist.get_rank() == 0:
             self._tracker = resume_trackers(plan.config.trackers, plan.output, first_step, plan.num_steps)
@@ -143,14 +166,13 @@ class Watch(TrainerCallback):
         """Called by the trainer, on every worker with the same numbers.
 
         Raises:
-            NotFinite: the loss or the gradient is not a number.
+            NotFinite: the loss or the gradient is not a number; with the prompts of the step.
         """
         if not logs or "grad_norm" not in logs:
             return  # the trainer's closing summary
         metrics = {ours: float(logs[theirs]) for theirs, ours in self._names.items() if theirs in logs}
-        wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(metrics[name])]
-        if wrong:
-            raise NotFinite(f"{' and '.join(wrong)} not finite at step {state.global_step}; lower learning_rate")
+        if not all(math.isfinite(metrics[name]) for name in DECISIVE):
+            check_finite({name: metrics[name] for name in DECISIVE}, "prompts", self._prompt_ids())
         metrics["tokens"] = logs["num_tokens"] - self._tokens
         metrics["tokens_per_second"] = round(metrics["tokens"] / metrics["seconds"], 1)
         self._tokens = logs["num_tokens"]
@@ -163,6 +185,13 @@ class Watch(TrainerCallback):
         """Close the trackers."""
         if self._tracker:
             self._tracker.close()
+
+    def _prompt_ids(self) -> list[str]:
+        """Those of all workers, each once; all workers have to ask."""
+        assert self.trainer is not None
+        everyones: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyones, self.trainer.prompt_ids)
+        return list(dict.fromkeys(each for ids in everyones for each in ids))
 
     def _say(self, step: int) -> None:
         num_steps = self._plan.num_steps
