@@ -27,9 +27,9 @@ from supertiny.llm.config import ScriptedConfig
 from supertiny.pipeline.local_cluster import _free_ports
 from supertiny.serving.config import ArmConfig, ServeConfig
 
-DAY = Day(hours=float(os.environ.get("SUPERTINY_SOAK_HOURS", "24")), hour_seconds=60, lowest=3, highest=15)
+DAY = Day(hours=float(os.environ.get("SUPERTINY_SOAK_HOURS", "24")), hour_seconds=60, lowest=2, highest=8)
 LOSS_SECONDS = DAY.hour_seconds / 2
-ANSWER_SECONDS, TARGET, MOST = 1.0, 4, 6
+ANSWER_SECONDS, TARGET, MOST = 1.0, 4, 4
 """What an answer takes, the requests a replica that autoscaling aims at, and the most replicas."""
 GROUPS = {"student": {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": MOST}}
 STUDENT = ArmConfig(
@@ -38,8 +38,8 @@ STUDENT = ArmConfig(
     target_ongoing_requests=TARGET,
     max_ongoing_requests=2 * TARGET,
     max_queued_requests=64,
-    upscale_seconds=1,
-    downscale_seconds=5,
+    upscale_seconds=5,  # a loss alone, noticed after 3 s, is no reason for more
+    downscale_seconds=15,
     scripted=ScriptedConfig(answer="one two three four five", delay_seconds=ANSWER_SECONDS),
 )
 TEACHER = ArmConfig(min_replicas=0, scripted=ScriptedConfig(answer="teacher"))  # nobody asks it
