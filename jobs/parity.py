@@ -1,4 +1,4 @@
-"""Prove that vLLM serves the model that Hugging Face loads; with `parity = "parity"` a promotion asks for the proof.
+"""Prove that vLLM serves the model that Hugging Face loads; no promotion is made without the proof.
 
 python jobs/parity.py --set run_root=/runs/demo --set model=w8a8 --set name=parity-w8a8
 """

@@ -72,9 +72,21 @@ def test_the_weights_shrink_but_for_the_embedding(run_root: Path):
 
 def test_the_tensors_take_the_bytes_that_the_size_solver_counts(quantized: Artifact, run_root: Path):
     shape = read_shape(json.loads((run_root / "heal" / "config.json").read_text()))
-    with safe_open(quantized.path / "model.safetensors", framework="pt") as weights:
-        bytes_ = sum(weights.get_tensor(name).nbytes for name in weights.keys())  # noqa: SIM118 - not a dict
-    assert bytes_ == shape.num_bytes(quantized.manifest.metrics["format"])
+    assert tensor_bytes(quantized.path) == shape.num_bytes(quantized.manifest.metrics["format"])
+
+
+def test_eight_bit_floats_are_written_on_a_cpu_too_and_take_the_bytes_that_the_size_solver_counts(run_root: Path, tmp_path: Path):
+    """The stage refuses the format without a GPU, since nothing here could serve it."""
+    from supertiny.compress.quantize import recipe, write_quantized
+
+    write_quantized(run_root / "heal", tmp_path, recipe(QuantizeConfig(format="fp8_dynamic")), [])
+    assert tensor_bytes(tmp_path) == read_shape(json.loads((run_root / "heal" / "config.json").read_text())).num_bytes("fp8_dynamic")
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Of all weights."""
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        return sum(weights.get_tensor(name).nbytes for name in weights.keys())  # noqa: SIM118 - not a dict
 
 
 @pytest.mark.soak

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,8 +7,10 @@ from compress_run import make_run, some_rollouts, tiny_student
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import open_artifact
-from supertiny.compress.parity import file_problems, gap_of, kl_of_kept, within
-from supertiny.errors import ConfigError
+from supertiny.compress import parity
+from supertiny.compress.config import ParityConfig
+from supertiny.compress.parity import check_passed, compare, file_problems, gap_of, kl_of_kept, prove, within
+from supertiny.errors import ConfigError, GateNotPassed
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Completion, Rollout, TopK, Usage
 
@@ -49,6 +52,48 @@ def test_another_model_has_a_gap(tmp_path: Path):
     far, _ = gap_of(tmp_path / "other", rows, served_by_hugging_face(tmp_path / "rl", rows))
     assert far.kl_nats > 0.1 > gap.kl_nats
     assert far.greedy_agreement < 1
+
+
+def damaged(completion: Completion, logprob: float) -> Completion:
+    """As if the engine found every token but the likeliest so likely."""
+    assert completion.top_k is not None
+    logprobs = [[row[0], *([logprob] * (len(row) - 1))] for row in completion.top_k.logprobs]
+    return completion.model_copy(update={"top_k": TopK(ids=completion.top_k.ids, logprobs=logprobs)})
+
+
+def backwards(completion: Completion) -> Completion:
+    """As if the engine found the least likely of the kept tokens likeliest."""
+    assert completion.top_k is not None
+    ids, logprobs = ([row[::-1] for row in each] for each in (completion.top_k.ids, completion.top_k.logprobs))
+    return completion.model_copy(update={"top_k": TopK(ids=ids, logprobs=logprobs)})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda row: damaged(row, -30.0), "is over max_kl_nats 0.005"),
+        (lambda row: damaged(row, float("nan")), "KL nan nats a token is over max_kl_nats"),
+        (backwards, "greedy agreement 0.0000 is under min_greedy_agreement 0.98"),
+    ],
+    ids=["another distribution", "no number", "another likeliest token"],
+)
+def test_an_engine_that_answers_otherwise_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, problem: str):
+    make_run(tmp_path, "rl", tiny_student(2))
+    served = [change(row) for row in served_by_hugging_face(tmp_path / "rl", some_rollouts(4))]
+    monkeypatch.setattr(parity, "score_all", lambda *_: served)  # the engine is a seam here; a real one is asked in tests/local_ray
+    found = compare(open_artifact("rl", str(tmp_path), "model"), some_rollouts(4), ParityConfig(run_root=str(tmp_path), model="rl"))
+    assert found.verdict == "fail"
+    assert [each for each in found.problems if problem in each]
+
+
+def test_a_proof_fails_for_a_stray_file_and_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_run(tmp_path, "rl", tiny_student(2))
+    monkeypatch.setattr(parity, "score_all", lambda folder, rows, *_: served_by_hugging_face(folder, rows))
+    check_passed(prove(ParityConfig(run_root=str(tmp_path), model="rl", name="before")))
+    (tmp_path / "rl" / "pytorch_model.bin").write_text("x")
+    proof = prove(ParityConfig(run_root=str(tmp_path), model="rl", name="after"))
+    with pytest.raises(GateNotPassed, match=r"pytorch_model\.bin is no safetensors file"):
+        check_passed(proof)
 
 
 def test_rollouts_that_the_engine_has_no_room_for_are_left_out(tmp_path: Path):

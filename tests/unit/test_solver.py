@@ -129,6 +129,23 @@ def test_a_dry_run_prints_the_table_of_a_config_without_its_weights(tmp_path: Pa
     assert ["vocab", "52,608"] in [line[:2] for line in lines]
 
 
+def test_a_format_whose_groups_do_not_divide_a_width_has_no_size(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN_HALF_BILLION, "hidden_size": 576, "head_dim": 64}))
+    student = next(line for line in describe(PruneConfig(student=str(tmp_path), axis="depth")).splitlines() if line.startswith("student"))
+    assert student.split()[-1] == "-"
+    assert float(student.split()[-2]) > 0
+
+
+@pytest.mark.parametrize("target", ["target_parameters=405000000", "target_bytes=810000000"])
+def test_each_target_can_be_set_on_the_shipped_config(tmp_path: Path, target: str):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(QWEN_HALF_BILLION))
+    settings = [f"student={path}", "axis=depth", target]
+    command = [sys.executable, str(JOB), "--dry-run", *(part for setting in settings for part in ("--set", setting))]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stderr
+    assert ["*", "depth", "151,936", "18", "4,864", "404,558,464"] in [line.split()[:6] for line in printed.splitlines()]
+
+
 def test_a_dry_run_refuses_workers_that_no_cut_can_give_whole_heads(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
     assert "4 workers do not divide 14 heads" in describe(PruneConfig(student=str(tmp_path), tensor_parallel_size=4))

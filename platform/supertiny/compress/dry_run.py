@@ -10,10 +10,10 @@ from typing import Any
 from supertiny.artifacts import open_artifact, resolve
 from supertiny.compress.config import AXES, Axis, PruneConfig
 from supertiny.compress.latency import LatencyModel, read_latency
-from supertiny.compress.shapes import Shape, check_heads, kernel_problems, read_shape
+from supertiny.compress.shapes import Shape, check_group_size, check_heads, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, limits_of, solve, solve_all, target_of
 from supertiny.errors import ConfigError, MissingInput, SupertinyError
-from supertiny.formats import Format
+from supertiny.formats import FORMAT_DEFAULTS, Format
 
 FORMS: tuple[Format | None, ...] = (None, "w8a8", "awq_w4a16")
 COLUMNS = ("axis", "vocab", "layers", "width", "parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")
@@ -83,9 +83,19 @@ def shape_table(shape: Shape, found: Mapping[Axis, Shape | ConfigError], chosen:
 
 
 def _row(name: str, shape: Shape, student: Shape) -> tuple[str, ...]:
-    megabytes = [f"{shape.num_bytes(form) / 1e6:.1f}" for form in FORMS]
+    megabytes = [f"{shape.num_bytes(form) / 1e6:.1f}" if _has_format(shape, form) else "-" for form in FORMS]
     sizes = [f"{size:,}" for size in (shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size, shape.num_parameters)]
     return (name, *sizes, f"{shape.num_parameters / student.num_parameters:.3f}", *megabytes)
+
+
+def _has_format(shape: Shape, form: Format | None) -> bool:
+    """Whether a format's groups divide what they have to."""
+    group_size = FORMAT_DEFAULTS.get(form or "", {}).get("group_size")
+    try:
+        check_group_size(shape, group_size or 1)
+    except ConfigError:
+        return False
+    return True
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -96,7 +96,7 @@ class PromoteConfig(StageConfig):
     """`name@stage` that serving looks up."""
     gate: str = "gate"
     """Gate artifact that has to have passed."""
-    parity: str | None = None
-    """Parity artifact that has to have passed for the same model; None asks for none."""
+    parity: str = "parity"
+    """Parity artifact (`jobs/parity.py`) that has to have passed for the same model."""
     release: str | None = None
     """Roll back to this earlier release instead, by its name in the alias's history: its gate passed then."""

@@ -60,8 +60,7 @@ def promote(config: PromoteConfig) -> Artifact:
     model = open_artifact(evaluated.uri, config.run_root, "model")
     if model.as_parent().sha256 != evaluated.sha256:
         raise GateNotPassed(f"{model.path} is not the model that {config.gate} judged: it was made again since; evaluate and gate it again")
-    if config.parity is not None:
-        check_parity(open_artifact(config.parity, config.run_root, "parity"), model)
+    check_parity(open_artifact(config.parity, config.run_root, "parity"), model)
     root = Path(config.run_root).expanduser().absolute()
     release = make_release(model, root)
     move_alias(config.alias, config.run_root, release.as_parent(root), gate.as_parent(root))
