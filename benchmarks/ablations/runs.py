@@ -12,7 +12,7 @@ from ablations.experiment import Experiment, Variant
 
 from supertiny.artifacts import Artifact, read_manifest, resolve, write_atomically
 from supertiny.config import StageConfig
-from supertiny.errors import SupertinyError
+from supertiny.errors import Stopped, SupertinyError
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.evaluate.judge import read_predictions
 from supertiny.records import Record
@@ -83,6 +83,9 @@ def make_runs(experiment: Experiment, missing: Sequence[Run], folder: Path, stag
 
     Args:
         seconds: no run is begun after so many.
+
+    Raises:
+        Stopped: a SIGTERM came while one was trained.
     """
     started = time.monotonic()
     if missing:
@@ -97,6 +100,8 @@ def make_runs(experiment: Experiment, missing: Sequence[Run], folder: Path, stag
             continue
         try:
             result = make_run(experiment, run, folder, stages)
+        except Stopped:
+            raise
         except SupertinyError as error:
             failed[run.variant.name, run.seed] = f"{type(error).__name__}: {error}"
             log.error("%s, seed %d: %s", run.variant.name, run.seed, error)

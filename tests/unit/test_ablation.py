@@ -9,7 +9,7 @@ from evaluation_artifacts import FakeModelConfig, publish_evaluation, rows
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.config import StageConfig, load, validate
-from supertiny.errors import ConfigError, NotFinite
+from supertiny.errors import ConfigError, NotFinite, Stopped, SupertinyError
 from supertiny.evaluate.config import EvaluateConfig
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "ablations").glob("*.toml"))
@@ -33,15 +33,15 @@ def experiment(**settings) -> Experiment:
 class Chain:
     """Makes models and evaluations of 10 prompts, of which each stage's name has so many right."""
 
-    def __init__(self, right: dict[str, int], failing: str | None = None) -> None:
-        self.right, self.failing, self.made = right, failing, []
+    def __init__(self, right: dict[str, int], failing: str | None = None, error: SupertinyError | None = None) -> None:
+        self.right, self.failing, self.error, self.made = right, failing, error or NotFinite("the loss"), []
 
     def stages(self) -> Stages:
         return Stages(lambda experiment, folder: None, self.make, self.evaluate)
 
     def make(self, stage: StageConfig) -> Artifact:
         if stage.name == self.failing:
-            raise NotFinite("the loss")
+            raise self.error
         self.made.append((stage.name, stage.seed))
         model = FakeModelConfig(run_root=stage.run_root, name=stage.name, contents=f"{stage.name} {stage.learning_rate}")
         return make(model, "model", {}, lambda _: {"parameters": 1, "bytes": 2, "tokens": 100})
@@ -121,6 +121,13 @@ def test_a_run_that_fails_is_named_and_the_others_are_made(tmp_path: Path):
     small, chain = experiment(seeds=(0,)), Chain(RIGHT, failing="sft")
     assert make_runs(small, missing_runs(small, tmp_path), tmp_path, chain.stages()) == ["sft, seed 0: NotFinite: the loss"]
     assert [run.variant.name for run in missing_runs(small, tmp_path)] == ["sft"]
+
+
+def test_a_run_that_is_told_to_end_ends_all(tmp_path: Path):
+    small, chain = experiment(seeds=(0, 1)), Chain(RIGHT, failing="sft", error=Stopped("told to end (SIGTERM)"))
+    with pytest.raises(Stopped):
+        make_runs(small, missing_runs(small, tmp_path), tmp_path, chain.stages())
+    assert len(missing_runs(small, tmp_path)) == len(list(runs(small, tmp_path))) - 1  # what came before it is kept
 
 
 def test_what_is_made_from_a_failed_run_is_not_tried(tmp_path: Path):
