@@ -52,8 +52,7 @@ class TensorBoardTracker:
     def __init__(self, folder: Path, first_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        purged = first_step + 1 if first_step else None
-        self._writer = SummaryWriter(str(folder), purge_step=purged, flush_secs=10, filename_suffix=f".{first_step}")
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1, flush_secs=10, filename_suffix=f".{first_step}")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of one step."""

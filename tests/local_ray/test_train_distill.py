@@ -87,7 +87,7 @@ def test_a_student_learns_the_rollouts_and_is_published_as_a_plain_model_folder(
     artifact = open_artifact(str(undisturbed), "", "model")
     metrics = artifact.manifest.metrics
     assert metrics["loss_last"] < 0.7 * metrics["loss_first"]
-    assert (metrics["rows"], metrics["rows_too_long"], metrics["steps"]) == (NUM_ROWS, 0, NUM_STEPS)
+    assert (metrics["rows"], metrics["rows_left_out"], metrics["steps"]) == (NUM_ROWS, 0, NUM_STEPS)
     assert set(artifact.manifest.parents) == {"student", "rollouts"}
     assert (undisturbed / "tokenizer.json").read_bytes() == (inputs / "base" / "tokenizer.json").read_bytes()
     assert not list(undisturbed.glob(".*"))

@@ -30,7 +30,7 @@ def test_the_trainer_gets_our_settings_in_its_words(tmp_path: Path) -> None:
     theirs = trainer_settings(validate(RlConfig, values, "test"), 2, tmp_path)
     assert theirs.reward_weights == [0.75, 0.25]
     assert (theirs.beta, theirs.num_generations, theirs.max_steps, theirs.gradient_accumulation_steps) == (0.05, 4, 40, 2)
-    assert (theirs.scale_rewards, theirs.warmup_steps, theirs.use_vllm) == ("none", 2, False)
+    assert (theirs.scale_rewards, theirs.use_vllm) == ("none", False)
 
 
 def test_fewer_workers_take_more_micro_batches_a_step(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_the_trainer_gets_our_settings_in_its_words(tmp_path: Path) -> None:
     values = {"mode": "on_policy", "on_policy": drawn, "batch": 32, "micro_batch": 8, "num_workers": 2, "zero_stage": None}
     theirs = trainer_settings(validate(DistillConfig, values, "test"), 50, 2, tmp_path)
     assert (theirs.beta, theirs.temperature, theirs.max_completion_length) == (1, 0.7, 40)
-    assert (theirs.max_steps, theirs.gradient_accumulation_steps, theirs.warmup_steps) == (50, 2, 3)
+    assert (theirs.max_steps, theirs.gradient_accumulation_steps) == (50, 2)
     assert not theirs.use_vllm
 
 

@@ -14,11 +14,10 @@ from supertiny.errors import ConfigError
 from supertiny.train.batching import MicroBatch, collate
 from supertiny.train.losses import TERMS
 from supertiny.train.objective import Objective
-from supertiny.train.packing import pack
+from supertiny.train.packing import PackedRows, pack
 from supertiny.train.student_loss import StudentLoss, check_boundaries
 
 SCALES = [1.0, 0.5, 2.0]
-ROWS = pack(gold_rollouts(assistant_tokenizer(), 8), assistant_tokenizer(), 1024)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def batch() -> MicroBatch:
-    return collate(ROWS, np.arange(8))
+def rows(tmp_path_factory: pytest.TempPathFactory) -> PackedRows:
+    return pack(gold_rollouts(assistant_tokenizer(), 8), assistant_tokenizer(), 1024, tmp_path_factory.mktemp("rows"))
+
+
+@pytest.fixture(scope="module")
+def batch(rows: PackedRows) -> MicroBatch:
+    return collate(rows, np.arange(8))
 
 
 def open_model(folder: Path, tied: bool = True) -> Any:
@@ -39,11 +43,13 @@ def open_model(folder: Path, tied: bool = True) -> Any:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_losses_and_every_weights_gradient_are_those_of_the_models_own_logits(folder: Path, batch: MicroBatch, tied: bool) -> None:
+def test_losses_and_every_weights_gradient_are_those_of_the_models_own_logits(
+    folder: Path, rows: PackedRows, batch: MicroBatch, tied: bool
+) -> None:
     student, plain = StudentLoss(open_model(folder, tied), Objective(tuple(TERMS))), open_model(folder, tied)
     loss, sums = student(batch=batch, scales=SCALES)
     loss.backward()
-    mask_BT = torch.arange(batch.tokens_BT.shape[1]) < torch.tensor(ROWS.lengths)[:, None]
+    mask_BT = torch.arange(batch.tokens_BT.shape[1]) < torch.tensor(rows.lengths)[:, None]
     logits = plain(input_ids=batch.tokens_BT, attention_mask=mask_BT).logits.flatten(0, 1)[batch.predictors_N]
     seen, teacher = look(logits, batch.taught), batch.taught.teacher_logprobs_NK.double()
     expected = torch.stack([term(seen, teacher).sum() for term in TERMS.values()])
@@ -57,10 +63,12 @@ def test_losses_and_every_weights_gradient_are_those_of_the_models_own_logits(fo
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("line_tokens", [96, 1024])
-def test_rows_that_share_lines_have_the_losses_and_gradients_that_they_have_alone(folder: Path, attention: str, line_tokens: int) -> None:
+def test_rows_that_share_lines_have_the_losses_and_gradients_that_they_have_alone(
+    folder: Path, rows: PackedRows, attention: str, line_tokens: int
+) -> None:
     student = StudentLoss(open_model(folder), Objective(tuple(TERMS)))
     student.model.set_attn_implementation(attention)
-    apart, together = (collate(ROWS, np.arange(8), most) for most in (None, line_tokens))
+    apart, together = (collate(rows, np.arange(8), most) for most in (None, line_tokens))
     assert together.tokens_BT.shape[0] < apart.tokens_BT.shape[0]
     results = []
     for batch in (apart, together):

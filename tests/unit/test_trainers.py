@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from supertiny.config import validate
 from supertiny.train import grpo, on_policy
 from supertiny.train.config import DistillConfig, RlConfig
 from supertiny.train.notice import AnswerNotice
+from supertiny.train.schedule import learning_rate
 from supertiny.train.trainers import SealCheckpoints
 
 BATCH = {"batch": 8, "micro_batch": 8, "num_workers": 1, "zero_stage": None}
@@ -27,44 +29,68 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_student(tmp_path_factory.mktemp("models"))
 
 
-def grpo_sampler(folder: Path, steps_done: int) -> Any:
+def grpo_trainer(folder: Path, steps_done: int = 0, reward: Any = lambda completion_ids, **_: [0.0] * len(completion_ids)) -> grpo.Grpo:
     """Of groups of 2, so 4 prompts a step."""
-    config = validate(RlConfig, {**BATCH, "group_size": 2, "kl_coef": 0.0, "steps": STEPS}, "test")
-    trainer = grpo.Grpo(
+    config = validate(RlConfig, {**BATCH, "group_size": 2, "kl_coef": 0.0, "steps": STEPS, "max_completion_tokens": 8}, "test")
+    return grpo.Grpo(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        reward_funcs=[lambda completion_ids, **_: [0.0] * len(completion_ids)],
+        reward_funcs=[reward],
         args=grpo.trainer_settings(config, 1, folder),
         train_dataset=PROMPTS,
         processing_class=AutoTokenizer.from_pretrained(folder),
         group_size=2,
         drop_equal_groups=True,
         steps_done=steps_done,
+        rate=partial(learning_rate, num_steps=STEPS, config=config),
     )
-    return trainer._get_train_sampler()
 
 
-def on_policy_sampler(folder: Path, steps_done: int) -> Any:
+def on_policy_trainer(folder: Path, steps_done: int = 0) -> on_policy.OnPolicy:
     config = validate(DistillConfig, {**BATCH, "mode": "on_policy", "batch": 4, "micro_batch": 4}, "test")
     model, teacher = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for _ in range(2))
-    trainer = on_policy.OnPolicy(
+    return on_policy.OnPolicy(
         model=model,
         teacher_model=teacher,
         args=on_policy.trainer_settings(config, STEPS, 1, folder),
         train_dataset=PROMPTS,
         processing_class=AutoTokenizer.from_pretrained(folder),
         steps_done=steps_done,
+        rate=partial(learning_rate, num_steps=STEPS, config=config),
     )
-    return trainer._get_train_sampler()
 
 
-@pytest.mark.parametrize("sampler_of", [grpo_sampler, on_policy_sampler])
-def test_a_run_that_goes_on_has_the_prompts_of_the_pass_that_it_was_in(sampler_of: Any, folder: Path) -> None:
+@pytest.mark.parametrize("trainer_of", [grpo_trainer, on_policy_trainer])
+def test_a_run_that_goes_on_has_the_prompts_of_the_pass_that_it_was_in(trainer_of: Any, folder: Path) -> None:
     """12 prompts, 4 a step: the first pass is over after 3 steps, the second after 6."""
-    undisturbed = sampler_of(folder, 0)
+    undisturbed = trainer_of(folder)._get_train_sampler()
     passes = [list(undisturbed) for _ in range(3)]
     assert passes[0] != passes[1] != passes[2]
     for steps_done, its_pass in ((2, 0), (3, 1), (5, 1), (7, 2)):
-        assert list(sampler_of(folder, steps_done)) == passes[its_pass]
+        assert list(trainer_of(folder, steps_done)._get_train_sampler()) == passes[its_pass]
+
+
+@pytest.mark.parametrize(("trainer_of", "lowest"), [(grpo_trainer, 1.0), (on_policy_trainer, 0.1)])
+def test_the_first_step_learns_and_the_last_as_much_as_the_config_says(trainer_of: Any, lowest: float, folder: Path) -> None:
+    trainer = trainer_of(folder)
+    trainer.create_optimizer_and_scheduler(STEPS)
+    rates = []
+    for _ in range(STEPS):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0] / trainer.args.learning_rate)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[:2] == [0.5, 1.0]  # two steps of 25 are 5 %
+    assert rates[-1] == pytest.approx(lowest)
+
+
+def test_a_group_of_equal_rewards_is_left_out_of_the_loss_and_not_of_the_attention(folder: Path) -> None:
+    trainer = grpo_trainer(folder, reward=lambda completion_ids, **_: [1.0, 1.0, 0.0, 1.0])
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([PROMPTS[at] for at in (3, 3, 5, 5)])
+    assert trainer.prompt_ids == ["3", "3", "5", "5"]
+    assert batch["tool_mask"].bool().all(1).tolist() == [False, False, True, True]
+    assert not batch["tool_mask"][:2].any()
+    assert batch["completion_mask"].any(1).all()
+    assert batch["num_items_in_batch"] == batch["completion_mask"][2:].sum()
 
 
 class Noticed:

@@ -70,6 +70,8 @@ class TrainConfig(StageConfig):
     """Peak learning rate of AdamW."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from 0 to its peak."""
+    final_learning_rate_fraction: float = Field(0.1, ge=0, le=1)
+    """The learning rate falls along a cosine to this share of its peak; 1 keeps it at the peak."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """AdamW's decoupled weight decay."""
     gradient_clip: float = Field(1.0, gt=0)
@@ -234,8 +236,6 @@ class DistillConfig(TrainConfig):
     """Earlier rollouts to mix in; None learns from `rollouts` alone."""
     learning_rate: float = Field(5e-4, gt=0, le=1)
     """Peak learning rate of AdamW; a model of 0.5B wants about 1e-5."""
-    final_learning_rate_fraction: float = Field(0.1, ge=0, le=1)
-    """The learning rate falls along a cosine to this share of its peak."""
     epochs: float = Field(3.0, gt=0, le=1000)
     """Times that every row is seen; a fraction stops in the middle of a pass."""
     max_tokens: int = Field(1024, ge=2)
@@ -310,6 +310,8 @@ class RlConfig(DrawConfig, TrainConfig):
     """Model to start from; its frozen copy is the reference."""
     steps: int = Field(30, ge=1)
     """Optimizer updates."""
+    final_learning_rate_fraction: float = Field(1.0, ge=0, le=1)
+    """As in `TrainConfig`; constant, as in DAPO (arXiv 2503.14476), since there is no last pass to settle in."""
     group_size: int = Field(8, ge=2, le=1024)
     """Completions drawn for each prompt (TRL's `num_generations`)."""
     rewards: RewardWeights = RewardWeights(verifier=1.0)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from supertiny.artifacts import Artifact, make, open_artifact
-from supertiny.errors import ConfigError
+from supertiny.artifacts import Artifact, make, open_artifact, resolve
+from supertiny.errors import ConfigError, MissingInput
 from supertiny.records import Rollout
 from supertiny.rollout_table import iter_rollouts, read_rollouts
 from supertiny.tasks.base import load_task
@@ -20,7 +20,7 @@ from supertiny.train.config import DistillConfig, TrainConfig
 from supertiny.train.draw import check_enough, run_draw
 from supertiny.train.metrics import read_metrics
 from supertiny.train.objective import check_teacher
-from supertiny.train.packing import check_tokens, pack, write_rows
+from supertiny.train.packing import check_teachers_tokens, check_tokens, pack
 from supertiny.train.plan import DistillPlan
 from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
 from supertiny.train.replay import renamed, with_replay
@@ -89,10 +89,14 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
     student, rollouts = parents["student"].path, parents["rollouts"].path
     table, kept_out = _read(config, parents)
     tokenizer = open_tokenizer(student)
-    rows = pack(_whole(table, config, parents), tokenizer, config.max_tokens)
+    working = folder / ".train"
+    shutil.rmtree(working / "rows", ignore_errors=True)
+    rows = pack(_whole(table, config, parents), tokenizer, config.max_tokens, working / "rows")
     if not rows.rollout_ids:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
     check_tokens(rows, vocabulary_size(student), rollouts)
+    if (teacher := _teacher_of(parents["rollouts"], config.run_root)) is not None:
+        check_teachers_tokens(rows, tokenizer, open_tokenizer(teacher), rollouts)
     check_teacher(config, rows, rollouts)
     if config.quantization_aware:
         from supertiny.train.fake_quantization import check_groups  # brings torch
@@ -100,8 +104,6 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
         check_groups(student, config.quantization_aware)
     newest_good(checkpoints_in(folder))
     check_fits(config)
-    working = folder / ".train"
-    write_rows(rows, working / "rows")
     plan = DistillPlan(
         config=config,
         student=student,
@@ -112,12 +114,22 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
         output=folder,
     )
     left_out = len(table) - len(rows.rollout_ids)
-    log.info("%s: %d rows, %d left out as too long, %d steps", config.name, len(rows.rollout_ids), left_out, plan.num_steps)
+    log.info("%s: %d rows, %d left out, %d steps", config.name, len(rows.rollout_ids), left_out, plan.num_steps)
     last = run_workers("supertiny.train.loop:distill_worker", plan, config, folder)
     carry_over(student, folder)
     shutil.rmtree(working)
-    counts = {"rows": len(rows.rollout_ids), "rows_too_long": left_out, **_replayed(config, table)}
+    counts = {"rows": len(rows.rollout_ids), "rows_left_out": left_out, **_replayed(config, table)}
     return {**model_size(folder), **counts, **_summary(last, config, plan.num_steps, folder)}
+
+
+def _teacher_of(rollouts: Artifact, run_root: str) -> Path | None:
+    """The folder of the model that made the rollouts, where it is still at hand with its tokenizer; an endpoint's never is."""
+    made_by = rollouts.manifest.parents.get("teacher")
+    try:
+        folder = resolve(made_by.uri, run_root) if made_by else None
+    except MissingInput:
+        return None
+    return folder if folder and (folder / "tokenizer.json").exists() else None
 
 
 def _train_on_policy(config: DistillConfig, parents: Mapping[str, Artifact], folder: Path) -> Mapping[str, Any]:

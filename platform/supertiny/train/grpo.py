@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
 from supertiny.train.rewards import TrlReward
+from supertiny.train.schedule import learning_rate
 from supertiny.train.trainers import DrawTrainer, common_settings, draw_settings, run_trainer
 
 METRICS = {"reward": "reward", "reward_std": "reward_std", "kl": "kl", "frac_reward_zero_std": "equal_groups_fraction"}
@@ -48,6 +50,7 @@ def grpo_worker(plan: DrawPlan) -> dict[str, float]:
             group_size=config.group_size,
             drop_equal_groups=config.drop_equal_groups,
             steps_done=steps_done,
+            rate=partial(learning_rate, num_steps=config.steps, config=config),
         )
 
     return run_trainer(plan, {**METRICS, **names}, build)
@@ -70,7 +73,6 @@ def trainer_settings(config: RlConfig, num_workers: int, output: Path) -> GRPOCo
         reward_weights=list(config.rewards.weights().values()),
         beta=config.kl_coef,
         scale_rewards="none",  # divided by a group's deviation, easy and hard prompts would weigh more (Dr. GRPO, arXiv 2503.20783)
-        lr_scheduler_type="constant_with_warmup",
     )
 
 
@@ -79,7 +81,8 @@ class Grpo(DrawTrainer, GRPOTrainer):
 
     TRL 1.16 counts them (`frac_reward_zero_std`) and keeps them in: their advantages are 0, but their tokens are among those that the loss
     is a mean over, and they pull the student to the reference. Leaving them out is DAPO's dynamic sampling (arXiv 2503.14476) without
-    drawing others in their place.
+    drawing others in their place. They are left out as what a tool said would be: of the loss, and not of the attention, without which
+    their log-probabilities would be of no context.
     """
 
     def __init__(self, *, group_size: int, drop_equal_groups: bool, **arguments: Any) -> None:
@@ -87,13 +90,13 @@ class Grpo(DrawTrainer, GRPOTrainer):
         self._group_size, self._drop_equal_groups = group_size, drop_equal_groups
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As TRL's; a completion that is dropped has no token in the mask."""
+        """As TRL's; a completion that is dropped has no token in the loss."""
         batch = super()._generate_and_score_completions(inputs)
         if self._drop_equal_groups:
             own = slice(*(len(inputs) * place for place in (self.accelerator.process_index, self.accelerator.process_index + 1)))
             kept_B = unequal_groups(self.accelerator.gather(batch["advantages"]), self._group_size)[own]
-            batch["completion_mask"] = batch["completion_mask"] * kept_B[:, None]
-            batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
+            batch["tool_mask"] = kept_B[:, None].expand_as(batch["completion_mask"]).int()
+            batch["num_items_in_batch"] = self.accelerator.gather((batch["completion_mask"] * batch["tool_mask"]).sum()).sum()
         return batch
 
 

@@ -53,7 +53,7 @@ def distill_worker(plan: DistillPlan) -> dict[str, float]:
     engine = _engine(config, plan.student, universal=resized)
     first_step = _resume(engine, checkpoint, resized) if checkpoint else 0
     progress = _start_progress(plan, engine, first_step) if worker == 0 else None
-    validation, notice = open_validation(plan, first_step), Notice(config.spot, plan.checkpoints.with_name(STOP))
+    validation, notice = open_validation(plan), Notice(config.spot, plan.checkpoints.with_name(STOP))
     if validation and not first_step:
         validation.ask(engine.module.model, 0)
     for step, batch in enumerate(batches(rows.lengths, config.batch, config.seed, first_step, plan.num_steps), first_step + 1):

@@ -11,6 +11,7 @@ tokens, some tokens at a time (`trl.kernels.chunked_divergence`). Its `beta` nam
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from supertiny.train.config import DistillConfig
 from supertiny.train.lora import lora_config
 from supertiny.train.plan import DrawPlan
 from supertiny.train.prompts import read_prompts
+from supertiny.train.schedule import learning_rate
 from supertiny.train.trainers import DrawTrainer, common_settings, draw_settings, run_trainer
 
 
@@ -46,6 +48,7 @@ def on_policy_worker(plan: DrawPlan) -> dict[str, float]:
             peft_config=lora_config(config.lora) if config.lora else None,
             callbacks=callbacks,
             steps_done=steps_done,
+            rate=partial(learning_rate, num_steps=plan.num_steps, config=config),
         )
 
     metrics = run_trainer(plan, {}, build)
@@ -63,8 +66,6 @@ def trainer_settings(config: DistillConfig, num_steps: int, num_workers: int, ou
         **common_settings(config, num_steps, num_workers, output),
         **draw_settings(config.on_policy),
         beta=trl_beta(config),
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": config.final_learning_rate_fraction},
     )
 
 

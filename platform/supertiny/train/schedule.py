@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from supertiny.train.config import DistillConfig
+from supertiny.train.config import TrainConfig
 
 
-def learning_rate(step: int, num_steps: int, config: DistillConfig) -> float:
+def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
     """The rate of a step (counted from 1): a straight rise, then a cosine down to the final share of the peak."""
     warmup_steps = math.ceil(config.warmup_fraction * num_steps)
     if step <= warmup_steps:

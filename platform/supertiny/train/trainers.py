@@ -12,6 +12,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
@@ -58,7 +59,7 @@ def run_trainer(plan: DrawPlan, names: Mapping[str, str], build: Callable[[Any, 
     tokenizer = AutoTokenizer.from_pretrained(plan.student)
     checkpoint = agree_on_newest(plan.checkpoints)
     first_step = step_of(checkpoint) if checkpoint else 0
-    validation = open_validation(plan, first_step)
+    validation = open_validation(plan)
     watch = Watch(plan, {**METRICS, **names}, first_step, validation)
     model = AutoModelForCausalLM.from_pretrained(plan.student, dtype=torch.float32, attn_implementation=plan.config.attention)
     callbacks = [watch, SealCheckpoints(plan.checkpoints), AnswerNotice(Notice(plan.config.spot, plan.checkpoints.with_name(STOP)))]
@@ -78,7 +79,6 @@ def common_settings(config: TrainConfig, num_steps: int, num_workers: int, outpu
         "per_device_train_batch_size": config.micro_batch,
         "gradient_accumulation_steps": config.batch // (num_workers * config.micro_batch),
         "learning_rate": config.learning_rate,
-        "warmup_steps": math.ceil(config.warmup_fraction * num_steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.gradient_clip,
         "seed": config.seed,
@@ -111,13 +111,20 @@ class DrawTrainer:
 
     Args:
         steps_done: by an earlier attempt.
+        rate: the learning rate of a step, counted from 1.
     """
 
-    def __init__(self, *, steps_done: int, **arguments: Any) -> None:
+    def __init__(self, *, steps_done: int, rate: Callable[[int], float], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._steps_done = steps_done
+        self._steps_done, self._rate = steps_done, rate
         self.prompt_ids: list[str] = []
         """Prompts of this worker's part of the step, in the dataset's column `prompt_id`."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of every training here; transformers' own would begin with a step at a rate of 0."""
+        trainer: Any = self
+        trainer.lr_scheduler = LambdaLR(optimizer or trainer.optimizer, lambda done: self._rate(done + 1) / trainer.args.learning_rate)
+        return trainer.lr_scheduler
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """TRL's sampler of prompts, before the pass that an earlier attempt was in.

@@ -35,7 +35,6 @@ class Validation:
     Args:
         prompts: with references.
         kept: folder for those weights, which a restarted run finds again.
-        first_step: steps that an earlier attempt has done; what it kept after them is forgotten.
     """
 
     def __init__(
@@ -46,12 +45,11 @@ class Validation:
         tokenizer: Any,
         kept: Path,
         *,
-        first_step: int,
         num_steps: int,
     ) -> None:
         self._config, self._prompts, self._task, self._tokenizer = config, prompts, task, tokenizer
         self._num_steps = num_steps
-        self._best = Best(kept, first_step)
+        self._best = Best(kept)
 
     def due(self, step: int) -> bool:
         """Whether to ask after a step; after step 0 is before the first."""
@@ -86,15 +84,14 @@ class Validation:
 
 
 class Best:
-    """The weights that did best so far; of equals the later ones."""
+    """The weights that did best so far, of equals the later ones; also those of a step that a resumed run makes once more."""
 
-    def __init__(self, folder: Path, first_step: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder, self._note = folder, folder / "best.json"
         self.step, self.fraction = -1, -1.0
         if self._note.exists():
             note = json.loads(self._note.read_text())
-            if note["step"] <= first_step:
-                self.step, self.fraction = note["step"], note["fraction"]
+            self.step, self.fraction = note["step"], note["fraction"]
 
     def offer(self, model: Any, step: int, fraction: float) -> None:
         """Keep the weights if they are at least as good as those kept."""
@@ -114,13 +111,13 @@ class Best:
         return {"best_step": self.step, f"{EXACT_MATCH}_best": self.fraction}
 
 
-def open_validation(plan: DistillPlan | DrawPlan, first_step: int) -> Validation | None:
+def open_validation(plan: DistillPlan | DrawPlan) -> Validation | None:
     """What a plan wants to be validated by."""
     config, kept = plan.config, plan.checkpoints.parent / "best"
     if config.validation is None:
         return None
     prompts, task, tokenizer = read_prompts(plan.validation), load_task(config.task), open_tokenizer(plan.student)
-    return Validation(config.validation, prompts, task, tokenizer, kept, first_step=first_step, num_steps=plan.num_steps)
+    return Validation(config.validation, prompts, task, tokenizer, kept, num_steps=plan.num_steps)
 
 
 def publish(model: Any, validation: Validation | None, output: Path, zero_stage: int | None) -> dict[str, float]:
