@@ -175,6 +175,15 @@ def test_the_service_serves_what_serve_ab_yaml_says_and_ray_serve_takes_it(size:
         assert validate(ServeConfig, ours["args"], "serveConfigV2").run_root.startswith("/shared/")
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_service_serves_what_the_jobs_of_its_size_write(size: str) -> None:
+    service = one(built(f"{size}/service"), "RayService")
+    run_root = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["run_root"]
+    for manifest in (service, one(built(f"{size}/cluster"), "RayCluster"), one(built(f"{size}/pipeline"), "RayJob")):
+        container = cluster_spec(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]
+        assert [each["value"] for each in container["env"] if each["name"] == "SUPERTINY_RUN_ROOT"] == [run_root]
+
+
 def test_every_replica_of_the_service_has_its_gpu() -> None:
     service = one(built("gpu/service"), "RayService")
     config = validate(ServeConfig, yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"], "serveConfigV2")
