@@ -160,6 +160,16 @@ def test_the_object_store_of_every_pod_fits_into_its_dev_shm(overlay: str) -> No
 
 
 @every_overlay
+def test_the_autoscaler_writes_its_log_where_the_head_s_dashboard_reads_it(overlay: str) -> None:
+    """KubeRay mounts `ray-logs` at /tmp/ray of the container that it adds, and makes it where the pod has no volume of that name."""
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    pod = nodes["headGroupSpec"]["template"]["spec"]
+    assert [each["name"] for each in pod["containers"][0]["volumeMounts"] if each["mountPath"] == "/tmp/ray"] == ["ray-logs"]
+    assert "ray-logs" in [each["name"] for each in pod["volumes"]]
+    assert "volumeMounts" not in nodes["autoscalerOptions"]
+
+
+@every_overlay
 def test_the_ray_of_every_node_is_the_locked_one(overlay: str) -> None:
     (locked,) = [line.partition("==")[2] for line in (ROOT / "requirements" / "cpu.lock").read_text().splitlines() if line[:5] == "ray=="]
     assert {cluster_spec(manifest)["rayVersion"] for manifest in built(overlay) if manifest["kind"] in OWN} == {locked}
