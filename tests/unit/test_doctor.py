@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from rich.console import Console
 
 from supertiny.doctor.checks import Finding, Seen, check_all
 from supertiny.doctor.config import DoctorConfig
-from supertiny.doctor.node import Gpu, NodeFacts, parse_gpus
+from supertiny.doctor.node import PACKAGES, Gpu, NodeFacts, parse_gpus
 
 GIB = 2**30
+LOCKS = sorted((Path(__file__).resolve().parents[2] / "requirements").glob("*.lock"))
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", driver="580.82.07", memory_gib=79.6)
 WELL = {
     "python": "3.11.9",
@@ -69,6 +72,14 @@ def test_a_fault_of_one_node_is_found_with_its_mend(check: str, fault: dict[str,
 def test_a_node_without_a_package_is_no_fault() -> None:
     """The image for quantizing has no vLLM."""
     assert faults(node("a", packages={"ray": "2.60.0", "vllm": "0.29.0"}), node("b", packages={"ray": "2.60.0"})) == []
+
+
+def test_nodes_of_the_project_s_own_images_are_alike() -> None:
+    """The cluster that cluster/ describes: a head from the CPU lock, workers from the others."""
+    images = {path.stem: re.findall(r"^([\w-]+)==(\S+)", path.read_text(), re.MULTILINE) for path in LOCKS}
+    nodes = [node(name, packages={package: pin for package, pin in pins if package in PACKAGES}) for name, pins in images.items()]
+    assert {each.facts.packages["torch"] for each in nodes} == {"2.13.0", "2.13.0+cpu"}
+    assert faults(*nodes) == []
 
 
 def test_another_patch_of_python_is_no_fault() -> None:

