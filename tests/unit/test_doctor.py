@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from supertiny.doctor.config import DoctorConfig
 from supertiny.doctor.node import PACKAGES, Gpu, NodeFacts, parse_gpus
 
 GIB = 2**30
-LOCKS = sorted((Path(__file__).resolve().parents[2] / "requirements").glob("*.lock"))
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", driver="580.82.07", memory_gib=79.6)
 WELL = {
     "python": "3.11.9",
@@ -103,3 +106,18 @@ def test_what_fails_stands_first_in_the_table() -> None:
     (good,) = [at for at, line in enumerate(lines) if " ok " in line]
     assert bad < good
     assert "free some" in lines[bad]
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "token"), [("doctor", "", ""), ("doctor", "f00", "f00"), ("demo", "f00", "f00"), ("demo", "", "[0-9a-f]{64}")]
+)
+def test_make_doctor_invents_no_token(target: str, given: str, token: str, tmp_path: Path) -> None:
+    """The cluster that it asks has one, perhaps in ~/.ray/auth_token, and Ray takes the variable first."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "token=$RAY_AUTH_TOKEN mode=$RAY_AUTH_MODE"\n')
+    (tmp_path / "python").chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "MAKE"))}
+    command = ["make", "--silent", "--directory", str(ROOT), "--old-file=setup", f"BIN={tmp_path}", target]
+    printed = subprocess.run(
+        command, env={**clean, **({"RAY_AUTH_TOKEN": given} if given else {})}, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.fullmatch(f"token={token} mode=token\n", printed)
