@@ -109,12 +109,20 @@ def _node(node: Seen, config: DoctorConfig) -> Iterator[Finding]:
         f"{facts.name}: {', '.join(map(str, facts.taken_ports)) + ' taken' if facts.taken_ports else 'free'}",
         "end what listens there, or serve on another port (well if it is this application that already serves)",
     )
+    yield _head(facts)
     yield _judge(
         "token",
         facts.auth_mode == "token",
         f"{facts.name}: RAY_AUTH_MODE {facts.auth_mode or 'is not set'}",
         "set RAY_AUTH_MODE=token on every node before Ray starts; docs/operations.md, Tokens",
     )
+
+
+def _head(facts: NodeFacts) -> Finding:
+    lost = ", ".join(f"{where} ({why})" for where, why in facts.head.items() if why)
+    found = f"no connection to {lost}" if lost else f"reaches {', '.join(facts.head)}"
+    mend = "let that node through to these ports of the head (firewall, security group, NetworkPolicy; docs/operations.md, Ports)"
+    return _judge("head", not lost, f"{facts.name}: {found}", mend)
 
 
 def _gpu(node: Seen) -> Finding:
