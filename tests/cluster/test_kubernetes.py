@@ -8,7 +8,21 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from kubernetes import KUBERAY, OVERLAYS, OWN, Manifest, built, check, cluster_spec, kuberay_schema, one, pod_specs, stage_jobs
+from kubernetes import (
+    KUBERAY,
+    KUEUE,
+    OVERLAYS,
+    OWN,
+    VERSIONS,
+    Manifest,
+    built,
+    check,
+    cluster_spec,
+    custom_schema,
+    one,
+    pod_specs,
+    stage_jobs,
+)
 from manifests import ROOT
 from ray._private import ray_constants
 from ray.serve.schema import ServeDeploySchema
@@ -16,8 +30,6 @@ from ray.serve.schema import ServeDeploySchema
 from supertiny.config import validate
 from supertiny.serving.config import ServeConfig
 
-UNCHECKED = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
-"""Kueue's kinds, whose schemas are not at hand."""
 SIZES = ("kind", "gpu")
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -30,11 +42,17 @@ def test_kuberay_takes_its_kinds_of_an_overlay(overlay: str) -> None:
 
 @every_overlay
 def test_kubernetes_takes_its_own_kinds_of_an_overlay(overlay: str) -> None:
-    kinds = {manifest["kind"] for manifest in built(overlay) if manifest["kind"] not in {*UNCHECKED, *OWN}}
+    kinds = {manifest["kind"] for manifest in built(overlay) if manifest["kind"] not in VERSIONS}
     assert kinds == {"Namespace", "Service", "StatefulSet", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy"}
     for manifest in built(overlay):
         if manifest["kind"] in kinds:
             check(manifest)
+
+
+@pytest.mark.parametrize("overlay", [each for each in OVERLAYS if each.startswith("gpu/")])
+@pytest.mark.parametrize("kind", sorted(KUEUE))
+def test_kueue_takes_its_kinds_of_an_overlay(overlay: str, kind: str) -> None:
+    check(one(built(overlay), kind))
 
 
 @pytest.mark.parametrize("stage", stage_jobs())
@@ -42,10 +60,10 @@ def test_kuberay_takes_a_stage_s_job(stage: str) -> None:
     check(stage_jobs()[stage])
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", sorted(VERSIONS))
 def test_a_misspelt_key_would_be_refused(kind: str) -> None:
     with pytest.raises(jsonschema.ValidationError, match="autoscalling"):
-        jsonschema.validate({"kind": kind, "spec": {"autoscalling": True}}, kuberay_schema(kind))
+        jsonschema.validate({"kind": kind, "spec": {"autoscalling": True}}, custom_schema(kind))
 
 
 def test_every_stage_has_a_job_that_starts_it() -> None:
