@@ -71,6 +71,19 @@ def test_one_stays_of_ray_s_pods_and_redis_may_go(size: str) -> None:
         assert "maxUnavailable" not in budget
 
 
+@pytest.mark.parametrize("whose", WHOSE)
+def test_a_pod_that_may_be_on_a_spot_node_of_gke_is_done_within_what_it_gives(whose: str) -> None:
+    """15 s for all that are not the node's own, of which a drain takes up to three before it is announced."""
+    (nodes,) = [cluster_spec(manifest) for manifest in built(f"gpu/{whose}") if manifest["kind"] in OWN]
+    pods = [group["template"]["spec"] for group in nodes["workerGroupSpecs"]]
+    spot = [pod for pod in pods if "cloud.google.com/gke-spot" in {each["key"] for each in pod["tolerations"]}]
+    assert len(spot) == len(pods)
+    for pod in spot:
+        *command, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command[-1] == "--seconds"
+        assert int(seconds) + 3 <= 15
+
+
 def _ray_pods(manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:
     """Groups and the labels that KubeRay gives their pods: the template's, the group's and its own."""
     nodes = cluster_spec(manifest)
