@@ -32,6 +32,7 @@ from supertiny.config import validate
 from supertiny.serving.config import ServeConfig
 
 SIZES = ("kind", "gpu")
+WHAT = {"cluster": "RayCluster", "service": "RayService", "pipeline": "RayJob"}
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -238,6 +239,13 @@ def test_service_and_pipeline_have_the_standing_cluster_s_nodes(size: str) -> No
     assert _nobody_s(cluster_spec(one(built(f"{size}/service"), "RayService"))) == nodes
     assert _nobody_s(cluster_spec(one(built(f"{size}/pipeline"), "RayJob"))) == nodes
     assert [each for each in built(f"{size}/service") if each["kind"] == "RayCluster"] == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_two_of_cluster_service_and_pipeline_have_one_head_s_service(size: str) -> None:
+    """KubeRay makes it of the name, and whoever comes second would turn the other one's workers to its own head."""
+    names = [one(built(f"{size}/{what}"), kind)["metadata"]["name"] for what, kind in WHAT.items()]
+    assert len(set(names)) == len(names)
 
 
 def test_clusters_and_pipelines_wait_in_kueue_s_queue() -> None:
