@@ -6,12 +6,12 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 GIT_REVISION := $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 export VENV
-# A token of this run's own. Without one in the environment `ray start` may want a token that `ray job submit` does not send.
-RAY_AUTH_MODE ?= token
-ifndef RAY_AUTH_TOKEN
-RAY_AUTH_TOKEN := $(shell head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+# A token of this run's own. Without one in the environment `ray start` may want a token that `ray job submit` does not send. The doctor gets
+# none: it goes to a Ray that runs, and Ray takes the variable before ~/.ray/auth_token.
+export RAY_AUTH_MODE ?= token
+ifeq ($(RAY_AUTH_TOKEN)$(filter doctor,$(MAKECMDGOALS)),)
+export RAY_AUTH_TOKEN := $(shell head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 endif
-export RAY_AUTH_MODE RAY_AUTH_TOKEN
 # Bytecode is kept even where the environment says otherwise: without it every worker that imports vLLM or DeepSpeed takes twice as long.
 export PYTHONDONTWRITEBYTECODE :=
 

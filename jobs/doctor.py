@@ -1,4 +1,4 @@
-"""Look at every node: versions, GPUs, shared storage, clock, ports, tokens, /dev/shm, disk. Exit status 1 where something would fail later.
+"""Look at every node: versions, GPUs, storage, clock, ports, way to the head, tokens, disk. Ends with 1 where something would fail later.
 
 python jobs/doctor.py --set run_root=/shared/runs/mine
 ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python jobs/doctor.py --set run_root=/shared/runs/mine

@@ -19,8 +19,12 @@ from manifests import CLUSTER, ROOT
 Manifest = dict[str, Any]
 KUBERAY = CLUSTER / "kuberay"
 OVERLAYS = [f"{size}/{what}" for size in ("kind", "gpu") for what in ("cluster", "service", "pipeline")]
-OWN = {"RayCluster": "raycluster", "RayJob": "rayjob", "RayService": "rayservice"}
-"""KubeRay's kinds, and their schemas' names."""
+SCHEMAS = ROOT.parent / "shared" / "schemas"
+OWN = {"RayCluster", "RayJob", "RayService"}
+"""KubeRay's kinds."""
+KUEUE = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
+VERSIONS = {**dict.fromkeys(OWN, "v1"), **dict.fromkeys(KUEUE, "v1beta1")}
+"""Kinds that Kubernetes does not know by itself."""
 
 
 def kustomize_command() -> list[str]:
@@ -69,21 +73,22 @@ def pod_specs(manifest: Manifest) -> list[Manifest]:
 
 
 @cache
-def kuberay_schema(kind: str) -> Manifest:
-    """KubeRay's own schema of a kind, in which a key that it does not know is an error; skips the test where there is none."""
-    folder = Path(os.environ.get("KUBERAY_SCHEMAS", ROOT.parent / "shared" / "schemas" / "kuberay-1.7.0"))
-    path = folder / f"{OWN[kind]}_v1.json"
+def custom_schema(kind: str) -> Manifest:
+    """KubeRay's or Kueue's own schema of a kind, in which a key that it does not know is an error; skips the test where there is none."""
+    variable, default = ("KUBERAY_SCHEMAS", SCHEMAS / "kuberay-1.7.0") if kind in OWN else ("KUEUE_SCHEMAS", SCHEMAS / "kueue")
+    path = Path(os.environ.get(variable, default)) / f"{kind.lower()}_{VERSIONS[kind]}.json"
     if not path.exists():
-        pytest.skip(f"no KubeRay schema at {path}: {kind} is NOT checked; name the folder in KUBERAY_SCHEMAS")
+        pytest.skip(f"no schema at {path}: {kind} is NOT CHECKED; name the folder in {variable}")
     schema: Manifest = _closed(json.loads(path.read_text()))
     schema["properties"]["metadata"] = {"type": "object"}
     return schema
 
 
 def check(manifest: Manifest) -> None:
-    """Raise where KubeRay's or Kubernetes' own schema refuses a manifest."""
-    if manifest["kind"] in OWN:
-        jsonschema.validate(manifest, kuberay_schema(manifest["kind"]))
+    """Raise where the schema of KubeRay, of Kueue or of Kubernetes itself refuses a manifest."""
+    if (kind := manifest["kind"]) in VERSIONS:
+        assert manifest["apiVersion"].endswith(f"/{VERSIONS[kind]}")
+        jsonschema.validate(manifest, custom_schema(kind))
         return
     kubernetes_validate.validate(manifest, "1.33", strict=True)
 

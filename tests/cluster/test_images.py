@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from manifests import CLUSTER, ROOT
@@ -70,6 +72,16 @@ def test_an_image_is_no_one_s_root_and_knows_its_revision(target: str) -> None:
     assert "org.opencontainers.image.revision=$REVISION" in stage.all("LABEL")[0]
     assert "SUPERTINY_REVISION=$REVISION" in stage.all("ENV")[0]
     assert stage.all("ARG") == ["REVISION=unknown"]
+
+
+def test_no_engine_asks_for_a_compiler_that_the_image_lacks() -> None:
+    """FlashInfer's sampler is compiled where its kernels do not come as a package: in an engine's first step."""
+    assert "flashinfer-jit-cache" not in pins("gpu")
+    assert "g++" not in stages()["system"].all("RUN")[0].split()
+    (setting,) = [each for line in stages()["gpu"].all("ENV") for each in line.split() if each.startswith("VLLM_USE_FLASHINFER_SAMPLER")]
+    assert setting.endswith("=0")
+    (vllm,) = find_spec("vllm").submodule_search_locations  # type: ignore[union-attr, misc]
+    assert '"VLLM_USE_FLASHINFER_SAMPLER"' in (Path(vllm) / "envs.py").read_text()
 
 
 def test_everything_that_is_copied_is_in_the_tree_and_sent_to_the_builder() -> None:

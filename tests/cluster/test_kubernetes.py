@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
-from kubernetes import KUBERAY, OVERLAYS, OWN, Manifest, built, check, cluster_spec, kuberay_schema, one, pod_specs, stage_jobs
+from kubernetes import (
+    KUBERAY,
+    KUEUE,
+    OVERLAYS,
+    OWN,
+    VERSIONS,
+    Manifest,
+    built,
+    check,
+    cluster_spec,
+    custom_schema,
+    one,
+    pod_specs,
+    stage_jobs,
+)
 from manifests import ROOT
 from ray._private import ray_constants
 from ray.serve.schema import ServeDeploySchema
@@ -16,9 +31,8 @@ from ray.serve.schema import ServeDeploySchema
 from supertiny.config import validate
 from supertiny.serving.config import ServeConfig
 
-UNCHECKED = {"ResourceFlavor", "ClusterQueue", "LocalQueue"}
-"""Kueue's kinds, whose schemas are not at hand."""
 SIZES = ("kind", "gpu")
+WHAT = {"cluster": "RayCluster", "service": "RayService", "pipeline": "RayJob"}
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -30,11 +44,17 @@ def test_kuberay_takes_its_kinds_of_an_overlay(overlay: str) -> None:
 
 @every_overlay
 def test_kubernetes_takes_its_own_kinds_of_an_overlay(overlay: str) -> None:
-    kinds = {manifest["kind"] for manifest in built(overlay) if manifest["kind"] not in {*UNCHECKED, *OWN}}
+    kinds = {manifest["kind"] for manifest in built(overlay) if manifest["kind"] not in VERSIONS}
     assert kinds == {"Namespace", "Service", "StatefulSet", "PersistentVolumeClaim", "PodDisruptionBudget", "NetworkPolicy"}
     for manifest in built(overlay):
         if manifest["kind"] in kinds:
             check(manifest)
+
+
+@pytest.mark.parametrize("overlay", [each for each in OVERLAYS if each.startswith("gpu/")])
+@pytest.mark.parametrize("kind", sorted(KUEUE))
+def test_kueue_takes_its_kinds_of_an_overlay(overlay: str, kind: str) -> None:
+    check(one(built(overlay), kind))
 
 
 @pytest.mark.parametrize("stage", stage_jobs())
@@ -42,10 +62,10 @@ def test_kuberay_takes_a_stage_s_job(stage: str) -> None:
     check(stage_jobs()[stage])
 
 
-@pytest.mark.parametrize("kind", OWN)
+@pytest.mark.parametrize("kind", sorted(VERSIONS))
 def test_a_misspelt_key_would_be_refused(kind: str) -> None:
     with pytest.raises(jsonschema.ValidationError, match="autoscalling"):
-        jsonschema.validate({"kind": kind, "spec": {"autoscalling": True}}, kuberay_schema(kind))
+        jsonschema.validate({"kind": kind, "spec": {"autoscalling": True}}, custom_schema(kind))
 
 
 def test_every_stage_has_a_job_that_starts_it() -> None:
@@ -160,6 +180,16 @@ def test_the_object_store_of_every_pod_fits_into_its_dev_shm(overlay: str) -> No
 
 
 @every_overlay
+def test_the_autoscaler_writes_its_log_where_the_head_s_dashboard_reads_it(overlay: str) -> None:
+    """KubeRay mounts `ray-logs` at /tmp/ray of the container that it adds, and makes it where the pod has no volume of that name."""
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    pod = nodes["headGroupSpec"]["template"]["spec"]
+    assert [each["name"] for each in pod["containers"][0]["volumeMounts"] if each["mountPath"] == "/tmp/ray"] == ["ray-logs"]
+    assert "ray-logs" in [each["name"] for each in pod["volumes"]]
+    assert "volumeMounts" not in nodes["autoscalerOptions"]
+
+
+@every_overlay
 def test_the_ray_of_every_node_is_the_locked_one(overlay: str) -> None:
     (locked,) = [line.partition("==")[2] for line in (ROOT / "requirements" / "cpu.lock").read_text().splitlines() if line[:5] == "ray=="]
     assert {cluster_spec(manifest)["rayVersion"] for manifest in built(overlay) if manifest["kind"] in OWN} == {locked}
@@ -173,6 +203,15 @@ def test_the_service_serves_what_serve_ab_yaml_says_and_ray_serve_takes_it(size:
     for ours, theirs in zip(config["applications"], plain["applications"], strict=True):
         assert {**_but_its_place(ours)} == {**_but_its_place(theirs)}
         assert validate(ServeConfig, ours["args"], "serveConfigV2").run_root.startswith("/shared/")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_service_serves_what_the_jobs_of_its_size_write(size: str) -> None:
+    service = one(built(f"{size}/service"), "RayService")
+    run_root = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["run_root"]
+    for manifest in (service, one(built(f"{size}/cluster"), "RayCluster"), one(built(f"{size}/pipeline"), "RayJob")):
+        container = cluster_spec(manifest)["headGroupSpec"]["template"]["spec"]["containers"][0]
+        assert [each["value"] for each in container["env"] if each["name"] == "SUPERTINY_RUN_ROOT"] == [run_root]
 
 
 def test_every_replica_of_the_service_has_its_gpu() -> None:
@@ -196,10 +235,17 @@ def test_a_new_revision_of_the_service_comes_in_steps_and_never_takes_double_the
 
 @pytest.mark.parametrize("size", SIZES)
 def test_service_and_pipeline_have_the_standing_cluster_s_nodes(size: str) -> None:
-    nodes = cluster_spec(one(built(f"{size}/cluster"), "RayCluster"))
-    assert cluster_spec(one(built(f"{size}/service"), "RayService")) == nodes
-    assert cluster_spec(one(built(f"{size}/pipeline"), "RayJob")) == nodes
+    nodes = _nobody_s(cluster_spec(one(built(f"{size}/cluster"), "RayCluster")))
+    assert _nobody_s(cluster_spec(one(built(f"{size}/service"), "RayService"))) == nodes
+    assert _nobody_s(cluster_spec(one(built(f"{size}/pipeline"), "RayJob"))) == nodes
     assert [each for each in built(f"{size}/service") if each["kind"] == "RayCluster"] == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_two_of_cluster_service_and_pipeline_have_one_head_s_service(size: str) -> None:
+    """KubeRay makes it of the name, and whoever comes second would turn the other one's workers to its own head."""
+    names = [one(built(f"{size}/{what}"), kind)["metadata"]["name"] for what, kind in WHAT.items()]
+    assert len(set(names)) == len(names)
 
 
 def test_clusters_and_pipelines_wait_in_kueue_s_queue() -> None:
@@ -225,18 +271,6 @@ def test_only_named_traffic_comes_in_and_goes_out(overlay: str) -> None:
         assert rule["from"]  # a rule without is for everybody
     (submit,) = [rule for rule in policies["ray"]["ingress"] if {"port": 8265} in rule.get("ports", [])]
     assert submit["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kuberay-system"}}}]
-
-
-@every_overlay
-def test_a_drain_leaves_a_head_and_a_worker_and_may_take_redis(overlay: str) -> None:
-    """Of Ray's pods Kubernetes knows no number that there should be, so it can count only those that stay."""
-    budgets = {each["metadata"]["name"]: each["spec"] for each in built(overlay) if each["kind"] == "PodDisruptionBudget"}
-    redis = budgets.pop("redis")
-    assert redis["maxUnavailable"] == one(built(overlay), "StatefulSet")["spec"]["replicas"] == 1
-    assert {budget["selector"]["matchLabels"]["ray.io/node-type"] for budget in budgets.values()} == {"head", "worker"}
-    for budget in budgets.values():
-        assert budget["minAvailable"] == 1
-        assert "maxUnavailable" not in budget
 
 
 def test_the_gateway_of_an_upgrade_reaches_the_served_endpoint_and_nobody_else_does() -> None:
@@ -269,6 +303,14 @@ def test_with_tls_every_cluster_asks_for_it() -> None:
     (patch,) = [yaml.safe_load(each["patch"]) for each in component["patches"]]
     cluster = one(built("gpu/cluster"), "RayCluster")
     check({**cluster, "spec": {**cluster["spec"], patch[0]["path"].rpartition("/")[2]: patch[0]["value"]}})
+
+
+def _nobody_s(nodes: Manifest) -> Manifest:
+    """Nodes without the label that says whose they are."""
+    copied = copy.deepcopy(nodes)
+    for group in (copied["headGroupSpec"], *copied["workerGroupSpecs"]):
+        del group["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
+    return copied
 
 
 def _but_its_place(application: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,16 @@ def test_a_query_s_brackets_are_in_pairs(place: str) -> None:
         elif mark in ")]}":
             assert open_ones.pop() + mark in ("()", "[]", "{}")
     assert open_ones == []
+
+
+@pytest.mark.parametrize(("what", "file"), [("rules", "alerts.yaml"), ("config", "prometheus.yaml")])
+def test_prometheus_itself_takes_a_file(what: str, file: str) -> None:
+    if (promtool := shutil.which("promtool")) is None:
+        pytest.skip(f"promtool is not installed: whether Prometheus takes {file} is NOT CHECKED")
+    checked = subprocess.run([promtool, "check", what, file], cwd=OBSERVABILITY, capture_output=True, text=True, check=False, timeout=60)
+    if "field kubernetes_sd_configs not found" in checked.stderr:
+        pytest.skip(f"{promtool} was built without Kubernetes, as Debian's is: {file} is NOT CHECKED")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])

@@ -41,6 +41,7 @@ def test_the_doctor_finds_three_nodes_well(cluster: SimulatedCluster, checkout: 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "3 nodes alike" in ran.stdout
     assert "the driver reads what 3 of 3 nodes wrote" in ran.stdout
+    assert ran.stdout.count(f"reaches GCS {cluster.address}") == 3
     assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
 
 

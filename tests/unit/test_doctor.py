@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +15,11 @@ from rich.console import Console
 
 from supertiny.doctor.checks import Finding, Seen, check_all
 from supertiny.doctor.config import DoctorConfig
-from supertiny.doctor.node import Gpu, NodeFacts, parse_gpus
+from supertiny.doctor.node import PACKAGES, Gpu, NodeFacts, parse_gpus, refusal
 
 GIB = 2**30
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", driver="580.82.07", memory_gib=79.6)
 WELL = {
     "python": "3.11.9",
@@ -24,6 +31,7 @@ WELL = {
     "shm_gib": 8.0,
     "disk_gib": 100.0,
     "open_files": 65536,
+    "head": {"GCS 10.0.0.1:6379": "", "dashboard 10.0.0.1:8265": ""},
     "auth_mode": "token",
 }
 
@@ -53,6 +61,11 @@ def test_nodes_that_are_alike_and_well_have_no_fault() -> None:
         ("disk", {"disk_gib": 3.0}, "b: 3 GiB free, 20 wanted"),
         ("open files", {"open_files": 1024}, "b: 1024, 4096 wanted"),
         ("ports", {"taken_ports": [8000]}, "b: 8000 taken"),
+        (
+            "head",
+            {"head": {"GCS 10.0.0.1:6379": "", "dashboard 10.0.0.1:8265": "timed out"}},
+            "b: no connection to dashboard 10.0.0.1:8265 (timed out)",
+        ),
         ("token", {"auth_mode": None}, "b: RAY_AUTH_MODE is not set"),
         ("GPU", {"gpu_trouble": "Unable to determine the device handle for GPU0"}, "b: nvidia-smi: Unable to determine"),
         ("GPU", {"gpus": [H100, H100]}, "b: 2 x NVIDIA H100 80GB HBM3, driver 580.82.07; Ray counts 0"),
@@ -71,6 +84,14 @@ def test_a_node_without_a_package_is_no_fault() -> None:
     assert faults(node("a", packages={"ray": "2.60.0", "vllm": "0.29.0"}), node("b", packages={"ray": "2.60.0"})) == []
 
 
+def test_nodes_of_the_project_s_own_images_are_alike() -> None:
+    """The cluster that cluster/ describes: a head from the CPU lock, workers from the others."""
+    images = {path.stem: re.findall(r"^([\w-]+)==(\S+)", path.read_text(), re.MULTILINE) for path in LOCKS}
+    nodes = [node(name, packages={package: pin for package, pin in pins if package in PACKAGES}) for name, pins in images.items()]
+    assert {each.facts.packages["torch"] for each in nodes} == {"2.13.0", "2.13.0+cpu"}
+    assert faults(*nodes) == []
+
+
 def test_another_patch_of_python_is_no_fault() -> None:
     assert faults(node("a"), node("b", python="3.11.2")) == []
 
@@ -78,6 +99,21 @@ def test_another_patch_of_python_is_no_fault() -> None:
 def test_gpus_are_read_as_nvidia_smi_prints_them() -> None:
     printed = "NVIDIA H100 80GB HBM3, 580.82.07, 81559\nNVIDIA L4, 580.82.07, 23034\n"
     assert parse_gpus(printed) == [H100, Gpu(name="NVIDIA L4", driver="580.82.07", memory_gib=22.5)]
+
+
+@pytest.mark.parametrize(("family", "host", "written"), [(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]")])
+def test_a_node_gets_through_to_a_port_only_while_somebody_listens(family: socket.AddressFamily, host: str, written: str) -> None:
+    with socket.socket(family) as head:
+        head.bind((host, 0))
+        address = f"{written}:{head.getsockname()[1]}"
+        assert refusal(address) == "Connection refused"
+        head.listen()
+        assert refusal(address) == ""
+    assert refusal(address) == "Connection refused"
+
+
+def test_a_head_whose_name_nobody_knows_is_not_reached() -> None:
+    assert refusal("head.invalid:6379")
 
 
 def test_what_fails_stands_first_in_the_table() -> None:
@@ -92,3 +128,18 @@ def test_what_fails_stands_first_in_the_table() -> None:
     (good,) = [at for at, line in enumerate(lines) if " ok " in line]
     assert bad < good
     assert "free some" in lines[bad]
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "token"), [("doctor", "", ""), ("doctor", "f00", "f00"), ("demo", "f00", "f00"), ("demo", "", "[0-9a-f]{64}")]
+)
+def test_make_doctor_invents_no_token(target: str, given: str, token: str, tmp_path: Path) -> None:
+    """The cluster that it asks has one, perhaps in ~/.ray/auth_token, and Ray takes the variable first."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "token=$RAY_AUTH_TOKEN mode=$RAY_AUTH_MODE"\n')
+    (tmp_path / "python").chmod(0o755)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "MAKE"))}
+    command = ["make", "--silent", "--directory", str(ROOT), "--old-file=setup", f"BIN={tmp_path}", target]
+    printed = subprocess.run(
+        command, env={**clean, **({"RAY_AUTH_TOKEN": given} if given else {})}, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.fullmatch(f"token={token} mode=token\n", printed)

