@@ -8,10 +8,12 @@ import pytest
 from kubernetes import built, cluster_spec, one
 from manifests import ROOT, VIRTUAL_MACHINES, Group, groups_of, nodes_for
 
-from supertiny.config import load
+from supertiny.compress.config import LatencyConfig, ParityConfig
+from supertiny.config import PlaceConfig, PlacedConfig, load
 from supertiny.cost import machine_price
 from supertiny.errors import PlanTooBig
 from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.rollout.fit import engines_that_fit
 
 QWEN = ROOT / "jobs" / "configs" / "qwen"
@@ -60,6 +62,16 @@ def test_every_evaluation_has_a_node(cloud: str) -> None:
     config = chain("cluster")
     for section in (config.evaluate, config.evaluate_teacher):
         assert max(node["GPU"] for node in nodes_for(groups(cloud), section.labels)) >= section.num_gpus
+
+
+@pytest.mark.parametrize(
+    "stage", [("latency", LatencyConfig), ("parity", ParityConfig), ("pareto", ParetoConfig)], ids=lambda stage: stage[0]
+)
+def test_speeds_and_proofs_are_of_the_machine_and_the_engine_that_evaluations_run_on(stage: tuple[str, type[PlacedConfig]]) -> None:
+    name, kind = stage
+    config, evaluate = load(kind, QWEN / "cluster" / f"{name}.toml"), chain("cluster").evaluate
+    assert config.engine == evaluate.engine
+    assert config.place == PlaceConfig(num_gpus=evaluate.num_gpus, labels=evaluate.labels)
 
 
 @pytest.mark.parametrize(("run", "gpus"), [("one-gpu", 1), ("eight-gpus", 8)])
