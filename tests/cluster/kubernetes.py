@@ -80,10 +80,19 @@ def kuberay_schema(kind: str) -> Manifest:
     return schema
 
 
+@cache
+def kuberay_validator(kind: str) -> Any:
+    """What holds a manifest against the schema of its kind, which is itself checked once: it is large."""
+    schema = kuberay_schema(kind)
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    return validator(schema)
+
+
 def check(manifest: Manifest) -> None:
     """Raise where KubeRay's or Kubernetes' own schema refuses a manifest."""
     if manifest["kind"] in OWN:
-        jsonschema.validate(manifest, kuberay_schema(manifest["kind"]))
+        kuberay_validator(manifest["kind"]).validate(manifest)
         return
     kubernetes_validate.validate(manifest, "1.33", strict=True)
 
