@@ -32,7 +32,7 @@ def groups(cloud: str) -> list[Group]:
     if cloud != "kuberay":
         return groups_of(cloud)
     nodes = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["workerGroupSpecs"]
-    return [Group(each["groupName"], _resources(each), each["labels"], each["maxReplicas"]) for each in nodes]
+    return [Group(each["groupName"], _resources(each), each["labels"], each["maxReplicas"], _container(each)["image"]) for each in nodes]
 
 
 def test_there_are_runs_for_one_gpu_for_eight_and_for_a_cluster() -> None:
@@ -62,6 +62,16 @@ def test_every_evaluation_has_a_node(cloud: str) -> None:
     config = chain("cluster")
     for section in (config.evaluate, config.evaluate_teacher):
         assert max(node["GPU"] for node in nodes_for(groups(cloud), section.labels)) >= section.num_gpus
+
+
+@pytest.mark.parametrize(("section", "image"), [("prune", "cpu"), ("awq", "gpu-compress"), ("w8a8", "gpu-compress"), ("parity", "gpu")])
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_stage_of_one_process_has_a_node_with_the_image_for_it(cloud: str, section: str, image: str) -> None:
+    place = getattr(chain("cluster"), section).place
+    fitting = [group for group in groups(cloud) if place.labels.items() <= group.labels.items()]
+    assert {group.image.rpartition(":")[2] for group in fitting} == {image}
+    nodes = nodes_for(groups(cloud), place.labels)
+    assert any(node["CPU"] >= place.num_cpus and node.get("GPU", 0) >= place.num_gpus for node in nodes)
 
 
 @pytest.mark.parametrize(
@@ -118,5 +128,10 @@ def test_every_number_and_switch_of_a_run_has_its_reason(run: str) -> None:
 
 
 def _resources(group: dict[str, Any]) -> dict[str, float]:
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    limits = _container(group)["resources"]["limits"]
     return {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+
+
+def _container(group: dict[str, Any]) -> dict[str, Any]:
+    container: dict[str, Any] = group["template"]["spec"]["containers"][0]
+    return container
