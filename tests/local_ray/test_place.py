@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,18 @@ from supertiny.errors import MissingInput, PlanTooBig
 from supertiny.pipeline.place import check_places, run_at_place
 
 pytestmark = pytest.mark.ray
+Work = Callable[[PlacedConfig], Artifact]
 
 
-def publish_process(config: PlacedConfig) -> Artifact:
-    return make(config, "model", {}, lambda folder: {"pid": os.getpid()})
+@pytest.fixture
+def publish_process() -> Work:
+    """Work that says which process does it; no module's, so that it travels to a worker whole."""
+    return lambda config: make(config, "model", {}, lambda folder: {"pid": os.getpid()})
 
 
-def test_a_stage_runs_in_this_process_without_a_place_and_in_a_task_with_one(local_ray: None, tmp_path: Path) -> None:
+def test_a_stage_runs_in_this_process_without_a_place_and_in_a_task_with_one(
+    local_ray: None, tmp_path: Path, publish_process: Work
+) -> None:
     made = [
         run_at_place(publish_process, QuantizeConfig(run_root=str(tmp_path), name=name, place=place))
         for name, place in (("here", None), ("there", PlaceConfig()))
@@ -30,7 +36,7 @@ def test_a_stage_runs_in_this_process_without_a_place_and_in_a_task_with_one(loc
     assert there != here
 
 
-def test_speeds_are_never_measured_in_the_driver(local_ray: None, tmp_path: Path) -> None:
+def test_speeds_are_never_measured_in_the_driver(local_ray: None, tmp_path: Path, publish_process: Work) -> None:
     made = run_at_place(publish_process, LatencyConfig(run_root=str(tmp_path)))
     assert made.manifest.metrics["pid"] != os.getpid()
 
