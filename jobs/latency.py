@@ -10,9 +10,10 @@ from supertiny.compress.config import LatencyConfig
 
 def main(config: LatencyConfig) -> None:
     from supertiny.compress.measure import measure_latency  # vLLM only once the config is good
+    from supertiny.pipeline.place import run_at_place
 
-    measure_latency(config)
+    run_at_place(measure_latency, config)
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_job(LatencyConfig, main))
+    raise SystemExit(run_job(LatencyConfig, main, default="jobs/configs/demo/latency.toml"))

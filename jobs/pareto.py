@@ -10,8 +10,9 @@ from supertiny.pipeline.pareto_config import ParetoConfig
 def main(config: ParetoConfig) -> None:
     """Make the table."""
     from supertiny.pipeline.pareto import pareto  # vLLM only once the config is good
+    from supertiny.pipeline.place import run_at_place
 
-    print((pareto(config).path / "table.md").read_text())
+    print((run_at_place(pareto, config).path / "table.md").read_text())
 
 
 if __name__ == "__main__":

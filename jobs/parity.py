@@ -10,9 +10,10 @@ from supertiny.compress.config import ParityConfig
 def main(config: ParityConfig) -> None:
     """Make the proof; a failed one ends the job with status 1."""
     from supertiny.compress.parity import check_passed, prove  # vLLM only once the config is good
+    from supertiny.pipeline.place import run_at_place
 
-    check_passed(prove(config))
+    check_passed(run_at_place(prove, config))
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_job(ParityConfig, main))
+    raise SystemExit(run_job(ParityConfig, main, default="jobs/configs/demo/parity.toml"))

@@ -10,8 +10,9 @@ from supertiny.compress.config import PruneConfig
 
 def main(config: PruneConfig) -> None:
     from supertiny.compress.prune import prune  # torch only once the config is good
+    from supertiny.pipeline.place import run_at_place
 
-    prune(config)
+    run_at_place(prune, config)
 
 
 def estimate(config: PruneConfig) -> str:

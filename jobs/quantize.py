@@ -10,8 +10,9 @@ from supertiny.compress.config import QuantizeConfig
 
 def main(config: QuantizeConfig) -> None:
     from supertiny.compress.quantize import quantize  # LLM Compressor only once the config is good
+    from supertiny.pipeline.place import run_at_place
 
-    quantize(config)
+    run_at_place(quantize, config)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,20 @@ class TaskConfig(Config):
     """Keyword arguments of the task's constructor, which validates them."""
 
 
+class PlaceConfig(Config):
+    """Where a stage runs whose work is one process: as a Ray task, on one node."""
+
+    image: str | None = Field(None, min_length=1)
+    """Image that the task's process runs in, with supertiny and this Ray in it (`image_uri` of Ray's `runtime_env`): Ray starts it with
+    podman, which has to be on that node and to mount `run_root`. None takes what the node itself runs; `labels` may choose its group."""
+    num_cpus: float = Field(1, gt=0)
+    """Logical CPUs of one node; Ray gives the process as many OpenMP threads."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs of that node."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Nodes that it may be on: those with all of these labels (Ray's `label_selector`)."""
+
+
 class JobConfig(Config):
     """What every job takes: where its artifacts lie and which task it serves."""
 
@@ -57,6 +71,17 @@ class StageConfig(JobConfig):
     def settings(self) -> dict[str, Any]:
         """The fields that decide the result, as JSON values: what an artifact's key is made of."""
         return self.model_dump(mode="json", exclude={"run_root", "git_revision"})
+
+
+class PlacedConfig(StageConfig):
+    """A stage whose work is one process, which may run on another node than the driver."""
+
+    place: PlaceConfig | None = None
+    """Where; None is the driver's own process."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, without its place, which changes nothing of what it makes."""
+        return {key: value for key, value in super().settings().items() if key != "place"}
 
 
 def load(cls: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:

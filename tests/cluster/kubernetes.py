@@ -84,11 +84,20 @@ def custom_schema(kind: str) -> Manifest:
     return schema
 
 
+@cache
+def validator_of(kind: str) -> Any:
+    """What holds a manifest against the schema of its kind, which is itself checked once: it is large."""
+    schema = custom_schema(kind)
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    return validator(schema)
+
+
 def check(manifest: Manifest) -> None:
     """Raise where the schema of KubeRay, of Kueue or of Kubernetes itself refuses a manifest."""
     if (kind := manifest["kind"]) in VERSIONS:
         assert manifest["apiVersion"].endswith(f"/{VERSIONS[kind]}")
-        jsonschema.validate(manifest, custom_schema(kind))
+        validator_of(kind).validate(manifest)
         return
     kubernetes_validate.validate(manifest, "1.33", strict=True)
 

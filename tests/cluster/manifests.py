@@ -22,6 +22,7 @@ class Group:
     resources: dict[str, float]
     labels: dict[str, str]
     most: int
+    image: str
 
 
 @cache
@@ -34,8 +35,9 @@ def cluster_config(name: str) -> dict[str, Any]:
 def groups_of(name: str) -> list[Group]:
     """The groups of workers of a `ray up` file."""
     config = cluster_config(name)
-    kinds = config["available_node_types"].items()
-    return [Group(kind, each["resources"], each["labels"], each["max_workers"]) for kind, each in kinds if kind != config["head_node_type"]]
+    workers = {kind: each for kind, each in config["available_node_types"].items() if kind != config["head_node_type"]}
+    images = {kind: each.get("docker", {}).get("worker_image", config["docker"]["image"]) for kind, each in workers.items()}
+    return [Group(kind, each["resources"], each["labels"], each["max_workers"], images[kind]) for kind, each in workers.items()]
 
 
 def nodes_for(groups: list[Group], labels: dict[str, str]) -> list[dict[str, float]]:

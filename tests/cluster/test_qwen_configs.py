@@ -8,10 +8,12 @@ import pytest
 from kubernetes import built, cluster_spec, one
 from manifests import ROOT, VIRTUAL_MACHINES, Group, groups_of, nodes_for
 
-from supertiny.config import load
+from supertiny.compress.config import LatencyConfig, ParityConfig
+from supertiny.config import PlaceConfig, PlacedConfig, load
 from supertiny.cost import machine_price
 from supertiny.errors import PlanTooBig
 from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.rollout.fit import engines_that_fit
 
 QWEN = ROOT / "jobs" / "configs" / "qwen"
@@ -30,7 +32,7 @@ def groups(cloud: str) -> list[Group]:
     if cloud != "kuberay":
         return groups_of(cloud)
     nodes = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["workerGroupSpecs"]
-    return [Group(each["groupName"], _resources(each), each["labels"], each["maxReplicas"]) for each in nodes]
+    return [Group(each["groupName"], _resources(each), each["labels"], each["maxReplicas"], _container(each)["image"]) for each in nodes]
 
 
 def test_there_are_runs_for_one_gpu_for_eight_and_for_a_cluster() -> None:
@@ -60,6 +62,26 @@ def test_every_evaluation_has_a_node(cloud: str) -> None:
     config = chain("cluster")
     for section in (config.evaluate, config.evaluate_teacher):
         assert max(node["GPU"] for node in nodes_for(groups(cloud), section.labels)) >= section.num_gpus
+
+
+@pytest.mark.parametrize(("section", "image"), [("prune", "cpu"), ("awq", "gpu-compress"), ("w8a8", "gpu-compress"), ("parity", "gpu")])
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_stage_of_one_process_has_a_node_with_the_image_for_it(cloud: str, section: str, image: str) -> None:
+    place = getattr(chain("cluster"), section).place
+    fitting = [group for group in groups(cloud) if place.labels.items() <= group.labels.items()]
+    assert {group.image.rpartition(":")[2] for group in fitting} == {image}
+    nodes = nodes_for(groups(cloud), place.labels)
+    assert any(node["CPU"] >= place.num_cpus and node.get("GPU", 0) >= place.num_gpus for node in nodes)
+
+
+@pytest.mark.parametrize(
+    "stage", [("latency", LatencyConfig), ("parity", ParityConfig), ("pareto", ParetoConfig)], ids=lambda stage: stage[0]
+)
+def test_speeds_and_proofs_are_of_the_machine_and_the_engine_that_evaluations_run_on(stage: tuple[str, type[PlacedConfig]]) -> None:
+    name, kind = stage
+    config, evaluate = load(kind, QWEN / "cluster" / f"{name}.toml"), chain("cluster").evaluate
+    assert config.engine == evaluate.engine
+    assert config.place == PlaceConfig(num_gpus=evaluate.num_gpus, labels=evaluate.labels)
 
 
 @pytest.mark.parametrize(("run", "gpus"), [("one-gpu", 1), ("eight-gpus", 8)])
@@ -106,5 +128,10 @@ def test_every_number_and_switch_of_a_run_has_its_reason(run: str) -> None:
 
 
 def _resources(group: dict[str, Any]) -> dict[str, float]:
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    limits = _container(group)["resources"]["limits"]
     return {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
+
+
+def _container(group: dict[str, Any]) -> dict[str, Any]:
+    container: dict[str, Any] = group["template"]["spec"]["containers"][0]
+    return container

@@ -12,7 +12,7 @@ import yaml
 from manifests import CLUSTER, VIRTUAL_MACHINES, cluster_config, groups_of
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-POOLS = {"data", "teacher", "train", "student"}
+POOLS = {"data", "teacher", "train", "student", "compress"}
 pytestmark = pytest.mark.parametrize("name", VIRTUAL_MACHINES)
 
 

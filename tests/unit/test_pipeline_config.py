@@ -12,7 +12,7 @@ import pytest
 from evaluation_artifacts import publish_gate
 
 from supertiny.artifacts import write_atomically
-from supertiny.config import load
+from supertiny.config import PlaceConfig, load
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.pipeline.check import check_inputs
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
@@ -122,6 +122,12 @@ def test_the_proof_runs_in_the_engine_of_the_evaluations_unless_it_says_otherwis
     assert config.parity.engine.max_num_seqs == 24
     own = load(PipelineConfig, DEMO, ["evaluate.engine.max_num_seqs=24", "parity.engine.max_num_seqs=4"])
     assert (own.parity.engine.max_num_seqs, own.parity.engine.num_threads) == (4, own.evaluate.engine.num_threads)
+
+
+def test_the_proof_runs_on_the_nodes_of_the_evaluations_unless_it_says_otherwise() -> None:
+    evaluations = ["evaluate.num_gpus=1", 'evaluate.labels={"supertiny/group"="student"}']
+    assert load(PipelineConfig, DEMO, evaluations).parity.place == PlaceConfig(num_gpus=1, labels={"supertiny/group": "student"})
+    assert load(PipelineConfig, DEMO, [*evaluations, "parity.place.num_gpus=2"]).parity.place.num_gpus == 2
 
 
 def test_a_run_made_when_no_proof_was_asked_for_is_read(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from ray.runtime_env import RuntimeEnv
 
-from supertiny.config import load
+from supertiny.compress.config import LatencyConfig
+from supertiny.config import PlaceConfig, load
 from supertiny.errors import ConfigError
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.place import task_options
 
 DEMO = "jobs/configs/demo/pipeline.toml"
-AWQ = 'places.awq={image="registry.example/supertiny:gpu-compress",num_gpus=1,labels={"supertiny/group"="train"}}'
+AWQ = 'awq.place={image="registry.example/supertiny:gpu-compress",num_gpus=1,labels={"supertiny/group"="train"}}'
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,9 @@ def test_a_dry_run_shows_the_image_that_a_stage_chose(checkout: Path) -> None:
 
 
 def test_a_stage_s_image_and_labels_are_what_ray_s_runtime_env_and_scheduler_take() -> None:
-    options = task_options(load(PipelineConfig, DEMO, [AWQ]).places["awq"])
+    place = load(PipelineConfig, DEMO, [AWQ]).awq.place
+    assert place is not None
+    options = task_options(place)
     assert RuntimeEnv(**options["runtime_env"]).image_uri() == "registry.example/supertiny:gpu-compress"
     assert (options["num_gpus"], options["label_selector"]) == (1, {"supertiny/group": "train"})
 
@@ -42,5 +45,10 @@ def test_a_place_does_not_change_the_artifact_s_key() -> None:
 
 @pytest.mark.parametrize("section", ["distill", "rollout"])
 def test_a_stage_that_spreads_over_nodes_takes_no_place(section: str) -> None:
-    with pytest.raises(ConfigError, match=rf"places\.{section}"):
-        load(PipelineConfig, DEMO, [f"places.{section}.num_gpus=1"])
+    with pytest.raises(ConfigError, match=rf"{section}\.place: no such key"):
+        load(PipelineConfig, DEMO, [f"{section}.place.num_gpus=1"])
+
+
+def test_a_speed_measured_elsewhere_is_another() -> None:
+    here, there = (LatencyConfig(place=PlaceConfig(num_gpus=gpus)) for gpus in (0, 1))
+    assert here.settings() != there.settings()

@@ -19,7 +19,7 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from supertiny.config import Config, load
+from supertiny.config import Config, PlacedConfig, load
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "platform" / "supertiny"
@@ -95,6 +95,11 @@ def test_a_job_is_thin_and_shows_its_command(job: Path) -> None:
     assert f"python jobs/{job.name}" in (ast.get_docstring(ast.parse(text)) or "")
     assert "run_job(" in text
     assert "argparse" not in text
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
+def test_a_job_whose_config_has_a_place_works_there(job: Path) -> None:
+    assert issubclass(_config_class(job), PlacedConfig) == ("run_at_place(" in job.read_text())
 
 
 def test_a_job_has_exactly_three_flags() -> None:

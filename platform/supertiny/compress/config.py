@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from supertiny.config import StageConfig
+from supertiny.config import PlaceConfig, PlacedConfig
 from supertiny.formats import FORMAT_DEFAULTS, Format
 from supertiny.llm.config import EngineConfig
 
@@ -21,7 +21,7 @@ DEPTH_DEFAULTS = {"layers": "chosen", "influence": "similarity"}
 """How layers are chosen where the config leaves it out."""
 
 
-class CompressConfig(StageConfig):
+class CompressConfig(PlacedConfig):
     """What pruning and quantizing have in common: a student, and rollouts that show which of its weights matter."""
 
     student: str
@@ -141,8 +141,19 @@ class QuantizeConfig(CompressConfig):
         return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}
 
 
-class LatencyConfig(StageConfig):
-    """How long a token takes by shape: cuts of the student with random weights, in vLLM on this machine."""
+class SpeedConfig(PlacedConfig):
+    """What times engines, in a process of its own on the node that its place chooses; choose the machine that will serve."""
+
+    place: PlaceConfig = PlaceConfig()
+    """Where."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, and its place: a speed is its machine's."""
+        return {**super().settings(), "place": self.place.model_dump(mode="json")}
+
+
+class LatencyConfig(SpeedConfig):
+    """How long a token takes by shape: cuts of the student with random weights, in vLLM."""
 
     name: str = "latency"
     """Name of the latency model's artifact."""
@@ -156,7 +167,7 @@ class LatencyConfig(StageConfig):
     """The engine under every cut."""
 
 
-class ParityConfig(StageConfig):
+class ParityConfig(PlacedConfig):
     """Is the file that vLLM serves the model that Hugging Face loads?"""
 
     name: str = "parity"
@@ -175,3 +186,5 @@ class ParityConfig(StageConfig):
     """Smallest share of positions where both find the same token likeliest."""
     engine: EngineConfig = EngineConfig(max_num_seqs=16)
     """The engine that serves."""
+    place: PlaceConfig = PlaceConfig()
+    """Where that engine runs."""

@@ -1,4 +1,4 @@
-"""Measures a latency model: cuts of a student with random weights, in vLLM on this machine."""
+"""Measures a latency model: cuts of a student with random weights, in vLLM."""
 
 from __future__ import annotations
 

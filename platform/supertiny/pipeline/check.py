@@ -44,7 +44,7 @@ def check(config: PipelineConfig) -> None:
         ray.init(logging_level=logging.WARNING)
     refuse_strangers()
     check_rollout_fits(config.rollout.layout)
-    check_places(config.places)
+    check_places((config.prune, config.awq, config.w8a8, config.parity))
     for stage in (*config.transfers, config.heal):
         check_workers_fit(stage)
         check_trackers(stage.trackers)

@@ -41,24 +41,6 @@ Transfer = Literal["sft", "distill", "on_policy", "rl"]
 """A stage of the curriculum, by its section."""
 
 
-OneProcess = Literal["prune", "awq", "w8a8"]
-"""A stage whose work is one process, by its section."""
-
-
-class PlaceConfig(Config):
-    """Where such a stage runs, as a Ray task."""
-
-    image: str | None = Field(None, min_length=1)
-    """Image that the task's process runs in, with supertiny and this Ray in it (`image_uri` of Ray's `runtime_env`): Ray starts it with
-    podman, which has to be on that node and to mount `run_root`. None takes what the node itself runs; `labels` may choose its group."""
-    num_cpus: float = Field(1, gt=0)
-    """Logical CPUs of one node."""
-    num_gpus: float = Field(0, ge=0)
-    """GPUs of that node."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Nodes that it may be on: those with all of these labels (Ray's `label_selector`)."""
-
-
 class TrafficConfig(Config):
     """What `make demo` sends to the served models."""
 
@@ -110,11 +92,9 @@ class PipelineConfig(JobConfig):
     """The comparison that decides; its candidate is the better of the quantized students."""
     parity: ParityConfig
     """The proof that vLLM serves what Hugging Face loads of the gate's candidate, without which nothing is promoted: in the engine of
-    `evaluate`, unless it says otherwise itself; `model` and `rollouts` are set."""
+    `evaluate` and on its nodes, unless it says otherwise itself; `model` and `rollouts` are set."""
     promote: PromoteConfig
     """The alias that a passing candidate gets."""
-    places: dict[OneProcess, PlaceConfig] = Field(default_factory=dict)
-    """Where `prune`, `awq` and `w8a8` run, `[places.awq]`; those that are not named run in the driver."""
     serve: ServeConfig
     """How `make demo` and `make serve` serve the result."""
     traffic: TrafficConfig = TrafficConfig()
@@ -149,7 +129,7 @@ class PipelineConfig(JobConfig):
         top = {key: values[key] for key in SHARED if key in values}
         teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
-        inputs["parity"] = {key: value for key, value in (values.get("evaluate") or {}).items() if key == "engine"}
+        inputs["parity"] = _where_evaluated(values.get("evaluate") or {})
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
         for name, start in CHAIN.items():
             _refuse_pinned(name, start, values.get(name))
@@ -182,6 +162,12 @@ class PipelineConfig(JobConfig):
         if twice:
             raise ValueError(f"{', '.join(twice)} is there twice: a section publishes one artifact")
         return curriculum
+
+
+def _where_evaluated(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """The engine of the evaluations and their place, for what else is served to be measured."""
+    place = {key: evaluate[key] for key in ("num_gpus", "labels") if key in evaluate}
+    return {"place": place} | ({"engine": evaluate["engine"]} if "engine" in evaluate else {})
 
 
 def _refuse_pinned(section: str, start: Mapping[str, Any], given: Any) -> None:

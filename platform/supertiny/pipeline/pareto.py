@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def pareto(config: ParetoConfig) -> Artifact:
-    """The table as `table.md` and as rows in the manifest, with the choice and why. Engines are built in this process, in turn.
+    """The table as `table.md` and as rows in the manifest, with the choice and why. Engines are built in this process, in turn;
+    `run_at_place` finds it a node.
 
     Raises:
         ConfigError: an evaluation is of another model than the one of its name, or of other prompts than the others.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from supertiny.config import StageConfig
+from supertiny.compress.config import SpeedConfig
 from supertiny.llm.config import EngineConfig
 
 
-class ParetoConfig(StageConfig):
-    """Quality, bytes and speed of several models, measured one after the other on this machine."""
+class ParetoConfig(SpeedConfig):
+    """Quality, bytes and speed of several models, measured one after the other on one machine."""
 
     name: str = "pareto"
     """Name of the table's artifact."""

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayTaskError
 
 from supertiny.artifacts import Artifact
-from supertiny.config import StageConfig
-from supertiny.errors import ConfigError, PlanTooBig
-from supertiny.pipeline.config import OneProcess, PlaceConfig
+from supertiny.cli import configure_logging
+from supertiny.config import PlaceConfig, PlacedConfig
+from supertiny.errors import ConfigError, PlanTooBig, SupertinyError
 from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 
-S = TypeVar("S", bound=StageConfig)
+S = TypeVar("S", bound=PlacedConfig)
 
 
-def run_at(place: PlaceConfig | None, work: Callable[[S], Artifact], stage: S) -> Artifact:
-    """What a stage's work publishes, done at its place; in this process where it has none. `ray.init` was called before."""
-    if place is None:
+def run_at_place(work: Callable[[S], Artifact], stage: S) -> Artifact:
+    """What a stage's work publishes, done at its place; in this process where it has none.
+
+    Joins the cluster of the job for it, or starts one of this machine's CPUs where there is none.
+
+    Raises:
+        ConfigError, PlanTooBig: as `check_places`.
+        SupertinyError: what the work raised.
+    """
+    if stage.place is None:
         return work(stage)
-    made: Artifact = ray.get(ray.remote(work).options(**task_options(place)).remote(stage))
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    check_places([stage])
+    try:
+        made: Artifact = ray.get(ray.remote(_run).options(**task_options(stage.place)).remote(work, stage))
+    except RayTaskError as error:
+        if isinstance(error.cause, SupertinyError):
+            raise error.cause from None
+        raise
     return made
+
+
+def _run(work: Callable[[Any], Artifact], stage: PlacedConfig) -> Artifact:
+    """In the task's process."""
+    configure_logging()
+    return work(stage)
 
 
 def task_options(place: PlaceConfig) -> dict[str, Any]:
@@ -30,21 +53,23 @@ def task_options(place: PlaceConfig) -> dict[str, Any]:
     return {"num_cpus": place.num_cpus, "num_gpus": place.num_gpus, "label_selector": place.labels, "max_retries": 0, **image}
 
 
-def check_places(places: Mapping[OneProcess, PlaceConfig]) -> None:
-    """Refuse what could never start.
+def check_places(stages: Sequence[PlacedConfig]) -> None:
+    """Refuse what could never start; `ray.init` was called before.
 
     Raises:
         ConfigError: a stage has an image, and the job was submitted with files that Ray cannot bring into one.
         PlanTooBig: no node has room for a stage, nor could one come.
     """
     uploaded = ray.get_runtime_context().runtime_env.get("working_dir")
-    for name, place in places.items():
-        if place.image and uploaded:
+    for stage in stages:
+        if stage.place is None:
+            continue
+        if stage.place.image and uploaded:
             raise ConfigError(
-                f"places.{name}.image: Ray brings no uploaded files into an image, and this job was submitted with a working directory; "
-                "submit it without --working-dir, as the head's image holds supertiny too"
+                f"{stage.name}: place.image: Ray brings no uploaded files into an image, and this job was submitted with a working "
+                "directory; submit it without --working-dir, as the head's image holds supertiny too"
             )
-        _check_fits(name, place)
+        _check_fits(stage.name, stage.place)
 
 
 def _check_fits(name: str, place: PlaceConfig) -> None:

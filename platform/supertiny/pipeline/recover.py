@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +129,7 @@ def our_stages() -> Stages:
     """Those of the jobs; they bring Ray and torch."""
     from supertiny.compress.quantize import quantize
     from supertiny.evaluate.suites import evaluate
+    from supertiny.pipeline.place import run_at_place
     from supertiny.train.distill import distill
 
-    return Stages(distill, evaluate, quantize)
+    return Stages(distill, evaluate, partial(run_at_place, quantize))

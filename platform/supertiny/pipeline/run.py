@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-import ray
-
 from supertiny.artifacts import Artifact, write_atomically
 from supertiny.compress.parity import prove
 from supertiny.compress.prune import prune
@@ -19,7 +17,7 @@ from supertiny.evaluate.promote import promote
 from supertiny.evaluate.suites import evaluate
 from supertiny.pipeline.check import check
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
-from supertiny.pipeline.place import run_at
+from supertiny.pipeline.place import run_at_place
 from supertiny.pipeline.report import write_run_report
 from supertiny.rollout.pipeline import rollout
 from supertiny.train.config import RlConfig
@@ -48,12 +46,12 @@ def run(config: PipelineConfig) -> Artifact:
     for stage in config.transfers:
         rl(stage) if isinstance(stage, RlConfig) else distill(stage)
         evaluate_model(config, stage.name)
-    run_at(config.places.get("prune"), prune, config.prune)
+    run_at_place(prune, config.prune)
     evaluate_model(config, config.prune.name)
     distill(config.heal)
     evaluate_model(config, config.heal.name)
-    run_at(config.places.get("awq"), quantize, config.awq)
-    run_at(config.places.get("w8a8"), quantize, config.w8a8)
+    run_at_place(quantize, config.awq)
+    run_at_place(quantize, config.w8a8)
     candidate = better(evaluate_model(config, config.awq.name), evaluate_model(config, config.w8a8.name))
     gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
     try:
@@ -64,10 +62,9 @@ def run(config: PipelineConfig) -> Artifact:
 
 
 def prove_served(config: PipelineConfig, candidate: Artifact) -> PromoteConfig:
-    """The promotion, asking for the candidate's parity proof; a worker makes that, where evaluations' engines may live."""
+    """The promotion, asking for the candidate's parity proof, which is made where the candidate was evaluated."""
     stage = config.parity.model_copy(update={"model": candidate.manifest.parents["model"].uri, "rollouts": config.heal.rollouts})
-    place = {"num_gpus": config.evaluate.num_gpus, "label_selector": config.evaluate.labels}
-    ray.get(ray.remote(prove).options(num_cpus=1, max_retries=0, **place).remote(stage))
+    run_at_place(prove, stage)
     return config.promote.model_copy(update={"parity": stage.name})
 
 
