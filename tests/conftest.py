@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -66,3 +67,14 @@ def local_ray() -> Iterator[None]:
 def checkout() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def growing(checkout: Path) -> Iterator[Any]:
+    """A `GrowingCluster` with the groups of `growing_jobs`, whose workers import the tests' tasks."""
+    from growing_cluster import GrowingCluster
+    from growing_jobs import GROUPS, IDLE_SECONDS
+
+    path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
+    with ray_folder() as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as cluster:
+        yield cluster

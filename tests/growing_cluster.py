@@ -44,6 +44,7 @@ class GrowingCluster:
         self._folder, self._path = Path(folder), path
         self._gcs, self._dashboard, self._client, agent = _free_ports(4)
         self.address = f"127.0.0.1:{self._gcs}"
+        self.dashboard_url = f"http://127.0.0.1:{self._dashboard}"
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         self._config = {
             "cluster_name": "growing",
@@ -87,7 +88,7 @@ class GrowingCluster:
         ]
         with (self._folder / "log").open("ab") as log:
             self._head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        _wait(lambda: _answers(f"http://127.0.0.1:{self._dashboard}/api/version"), self.log)
+        _wait(lambda: _answers(f"{self.dashboard_url}/api/version"), self.log)
         return self
 
     def __exit__(self, *error: object) -> None:

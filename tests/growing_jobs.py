@@ -16,7 +16,7 @@ GROUPS = {
     "data": {"resources": {"CPU": 2}, "labels": {"supertiny/group": "data"}, "min_workers": 0, "max_workers": 1},
     "teacher": {"resources": {"CPU": 6, "GPU": 2}, "labels": {"supertiny/group": "teacher"}, "min_workers": 0, "max_workers": 2},
     "train": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/group": "train"}, "min_workers": 0, "max_workers": 1},
-    "student": {"resources": {"CPU": 2, "GPU": 1}, "labels": {"supertiny/group": "student"}, "min_workers": 0, "max_workers": 1},
+    "student": {"resources": {"CPU": 4, "GPU": 1}, "labels": {"supertiny/group": "student"}, "min_workers": 0, "max_workers": 1},
 }
 ROLLOUT = """
 run_root = "{root}"

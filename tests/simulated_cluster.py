@@ -25,8 +25,6 @@ class SimulatedCluster:
     def __init__(self, folder: str, path: str, log: Path) -> None:
         self._folder, self._path, self._log = folder, path, log
         self.address = ""
-        self.node_ids: dict[int, str] = {}
-        """Ray's ids of the nodes, by their raylets."""
 
     def __enter__(self) -> SimulatedCluster:
         environment = {**os.environ, "RAY_TMPDIR": self._folder, "PYTHONPATH": self._path}
@@ -48,8 +46,7 @@ class SimulatedCluster:
         self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("node "):
-                _, raylet, self.address, node_id = line.split()
-                self.node_ids[int(raylet)] = node_id
+                _, raylet, self.address = line.split()
                 return int(raylet)
         raise AssertionError(f"the simulated cluster ended: {self._log.read_text()[-2000:]}")
 
@@ -64,14 +61,14 @@ def engine_on(raylet: int) -> int | None:
 
 
 def main(orders: TextIO) -> None:
-    """Add a node for each line, a number of CPUs; answer `node RAYLET ADDRESS ID`; end the cluster with the input."""
+    """Add a node for each line, a number of CPUs; answer `node RAYLET ADDRESS`; end the cluster with the input."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     for line in orders:
         node = cluster.add_node(num_cpus=int(line), include_dashboard=False)
         raylet = node.all_processes["raylet"][0].process.pid
-        print(f"node {raylet} {cluster.address} {node.node_id}", flush=True)
+        print(f"node {raylet} {cluster.address}", flush=True)
     cluster.shutdown()
 
 

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,16 @@ AS_IN_CLUSTER = {
     "RAY_health_check_period_ms": "1000",  # cluster/'s own: five in vain, and a node is lost
 }
 
+POD = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
+"""Starts a node as a pod: its processes see no other node's, and all end with the first of them."""
+DRIVER = """
+import runpy, sys, ray
+_, address, ip, *sys.argv = sys.argv
+ray.init(address, _node_ip_address=ip or None, logging_level="warning")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A job's driver on a node of choice; without one Ray takes the head, where all nodes are of one machine."""
+
 
 @dataclass
 class Node:
@@ -34,10 +45,21 @@ class Node:
     ip: str | None
     """Its address of 127/8; None for the head, which Ray gives this machine's."""
     log: Path
+    beside: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """What `run_in` started."""
 
     def family(self) -> list[psutil.Process]:
         """Every process of the node, parents first."""
         return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+
+    def first(self) -> psutil.Process:
+        """`ray start`, where the node is a pod: its process 1, below `unshare`."""
+        return psutil.Process(self.process.pid).children()[0]
+
+
+def can_make_pods() -> bool:
+    """Whether this machine has `unshare`, and lets us make user and PID namespaces."""
+    return shutil.which("unshare") is not None and subprocess.run([*POD, "true"], capture_output=True, check=False).returncode == 0
 
 
 class StartedNodes:
@@ -86,16 +108,36 @@ class StartedNodes:
         _wait(self.head)
         return self.head
 
-    def add_workers(self, count: int, num_cpus: int, num_gpus: int = 0) -> list[Node]:
-        """Nodes that have registered, one after the other: two that start together would take the same names for their sockets."""
+    def add_workers(self, count: int, num_cpus: int, num_gpus: int = 0, *, group: str = "", pods: bool = False) -> list[Node]:
+        """Nodes that have registered, one after the other: two that start together would take the same names for their sockets.
+
+        Args:
+            group: their label `supertiny/group`, as in cluster/.
+            pods: in namespaces of their own, where `run_in` runs commands.
+        """
         nodes = []
         for _ in range(count):
             self._count += 1
             ip = f"127.0.0.{1 + self._count}"
-            resources = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"]
-            nodes.append(self._start(ip, [f"--address={self.address}", f"--node-ip-address={ip}", *resources]))
+            what = [f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", *([f"--labels=supertiny/group={group}"] if group else [])]
+            where = [f"--address={self.address}", f"--node-ip-address={ip}"]
+            nodes.append(self._start(ip, [*where, *what], POD if pods else []))
             _wait(nodes[-1])
         return nodes
+
+    def run_in(self, pod: Node, command: list[str], variables: dict[str, str], log: Path) -> None:
+        """Start a command inside of a pod, beside `ray start`; it ends with it."""
+        enter = ["nsenter", f"--target={pod.first().pid}", "--user", "--preserve-credentials", "--pid", "--mount"]
+        with log.open("ab") as output:
+            environment = {**self._environment, **variables}
+            pod.beside.append(subprocess.Popen([*enter, *command], env=environment, stdout=output, stderr=output))
+
+    def start_driver(self, where: Node, job: list[str], log: Path) -> subprocess.Popen[bytes]:
+        """A job's script and its flags, its driver on a node."""
+        command = [sys.executable, "-c", DRIVER, self.address, where.ip or "", *job]
+        environment = {**os.environ, "PYTHONPATH": self._environment["PYTHONPATH"]}
+        with log.open("ab") as output:
+            return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
 
     def lose(self, node: Node) -> None:
         """SIGKILL to every process of a node at once, as when a machine loses its power."""
@@ -104,12 +146,13 @@ class StartedNodes:
             for each in node.family():
                 with suppress(psutil.NoSuchProcess):
                     each.send_signal(signal.SIGKILL)
-        node.process.wait()
+        for process in (node.process, *node.beside):
+            process.wait()
 
-    def _start(self, ip: str | None, arguments: list[str]) -> Node:
+    def _start(self, ip: str | None, arguments: list[str], within: Sequence[str] = ()) -> Node:
         common = ["--block", "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
         common += [f"--dashboard-agent-listen-port={_free_ports(1)[0]}", f"--object-store-memory={100 * 2**20}"]
-        command = [str(Path(sys.executable).with_name("ray")), "start", *arguments, *common]
+        command = [*within, str(Path(sys.executable).with_name("ray")), "start", *arguments, *common]
         log = self._folder / f"node-{len(list(self._folder.glob('node-*')))}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=self._environment, stdout=output, stderr=output, start_new_session=True)

@@ -1,7 +1,6 @@
 """Tells Ray that this machine will be taken away: nothing new is placed on it, and training writes a checkpoint.
 
-python -m supertiny.drain --seconds 25                 now, and waits so long: a pod's preStop hook
-python -m supertiny.drain --seconds 25 --on-sigterm    waits for SIGTERM first
+python -m supertiny.drain --seconds 25                 now, and waits so long: a pod's preStop hook, which comes before SIGTERM
 python -m supertiny.drain --seconds 110 --watch aws    asks the cloud every five seconds; also gcp
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -80,12 +78,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=25, help="how long this machine still has")
     parser.add_argument("--watch", choices=sorted(WATCHED), help="the cloud to ask; without, the end is announced at once")
-    parser.add_argument("--on-sigterm", action="store_true", help="wait for SIGTERM")
     flags = parser.parse_args()
     configure_logging()
     node_id, gcs_address = _this_node()
-    if flags.on_sigterm:
-        signal.sigwait([signal.SIGTERM])
     if flags.watch:
         wait_until(lambda: ends(*WATCHED[flags.watch], SESSIONS.get(flags.watch)))
     announce(node_id, gcs_address, flags.seconds, "the machine is taken away")

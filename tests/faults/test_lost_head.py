@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,13 +35,6 @@ block_rows = {block}
 blocks_in_flight = 1
 no_progress_seconds = 120
 """
-DRIVER = """
-import runpy, sys, ray
-_, address, ip, *sys.argv = sys.argv
-ray.init(address, _node_ip_address=ip or None, logging_level="warning")
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-"""A job's driver on a node of choice; without one Ray takes the head, where all nodes are of one machine."""
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +54,7 @@ def start(checkout: Path, root: Path, nodes: StartedNodes, where: Node) -> subpr
     """The rollout job, its driver on a node."""
     config = root / "rollout.toml"
     config.write_text(CONFIG.format(root=root, prompts=PROMPTS, engines=ENGINES, block=BLOCK))
-    path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    job = [str(checkout / "jobs" / "rollout.py"), "--config", str(config)]
-    with (root / "log").open("ab") as log:
-        command = [sys.executable, "-c", DRIVER, nodes.address, where.ip or "", *job]
-        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log, start_new_session=True)
+    return nodes.start_driver(where, [str(checkout / "jobs" / "rollout.py"), "--config", str(config)], root / "log")
 
 
 def ended(job: subprocess.Popen[bytes], root: Path) -> None:

@@ -1,135 +1,138 @@
-"""Training whose node is lost, with a notice and without: real raylets, one a node, each with one worker."""
+"""Training whose node is lost, with a notice and without: real raylets, each in a pod and with one worker."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ray_folder import ray_folder
-from simulated_cluster import SimulatedCluster
-from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
+from started_nodes import Node, StartedNodes, can_make_pods
+from started_runs import STEPS_A_PASS, StartedRun
+from tests.cluster.manifests import CLUSTER, cluster_config
 from train_runs import finished_checkpoints, wait_for
 
-from supertiny.artifacts import open_artifact
-from supertiny.drain import announce
-from supertiny.train.metrics import read_metrics
+from supertiny.drain import WATCHED
 
+needs_pods = pytest.mark.skipif(not can_make_pods(), reason="NOT TESTED: what runs beside Ray in a pod needs namespaces (unshare)")
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-NUM_STEPS = 160
-NOTICE_SECONDS = 30
-SETTINGS: dict[str, Any] = {
-    **{"student": "base", "epochs": 40.0, "batch": 16, "micro_batch": 8, "learning_rate": 1e-3, "num_workers": 2},
-    **{"log_every_steps": 20, "stall_seconds": 60, "max_failures": 3, "trackers": []},
-}
-"""64 rows: 4 steps a pass."""
+PASSES = 40
+NOTICED: dict[str, Any] = {"passes": PASSES, "spot": True, "checkpoint_every_steps": 10_000, "max_failures": 0}
+"""A notice is no failure."""
+NOTICE_SECONDS, LAST_SECONDS = 30, 2
+"""From a spot machine's notice to its end, and from SIGTERM to it: what a kubelet leaves where the hook has taken all the time before."""
 
 
 @dataclass
-class Nodes:
-    """A cluster of two nodes with a worker each, and their raylets."""
+class Cluster:
+    """A head without work, where the drivers are, and two pods with a worker each."""
 
-    cluster: SimulatedCluster
-    head: int
-    second: int
+    nodes: StartedNodes
+    pods: list[Node]
 
-    def replace_second(self) -> None:
-        """As an autoscaler would."""
-        self.second = self.cluster.add_node(1)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("inputs")
-    make_student(root)
-    publish_rollouts(root, gold_rollouts(assistant_tokenizer(), 64))
-    return root
+    def lose_one(self) -> None:
+        """And get another one, as from an autoscaler."""
+        self.nodes.lose(self.pods.pop())
+        self.pods += self.nodes.add_workers(1, 1, pods=can_make_pods())
 
 
 @pytest.fixture(scope="module")
-def nodes(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    log = tmp_path_factory.mktemp("cluster") / "log"
-    with ray_folder() as folder, SimulatedCluster(folder, str(checkout / "platform"), log) as cluster:
-        yield Nodes(cluster, cluster.add_node(1), cluster.add_node(1))
+def cluster(checkout: Path) -> Iterator[Cluster]:
+    with ray_folder() as folder, StartedNodes(folder, str(checkout / "platform")) as nodes:
+        yield Cluster(nodes, nodes.add_workers(2, 1, pods=can_make_pods()))
 
 
-class Run:
-    """A distillation on the cluster, as a job's driver would start it."""
-
-    def __init__(self, checkout: Path, inputs: Path, root: Path, address: str, **settings: Any) -> None:
-        self.root = root
-        for name in ("base", "rollouts"):
-            (root / name).symlink_to(inputs / name)
-        toml = root / "distill.toml"
-        values = {**SETTINGS, **settings, "run_root": str(root)}
-        toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-        environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(checkout / "platform")}
-        with (root / "log").open("ab") as log:
-            command = [sys.executable, str(checkout / "jobs" / "distill.py"), "--config", str(toml)]
-            self.driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    def steps(self) -> int:
-        """The last step in the metrics of the unfinished stage."""
-        metrics = next(self.root.glob(".distill.*.partial/metrics.jsonl"), None)
-        return len(metrics.read_text().splitlines()) if metrics else 0
-
-    def finish(self) -> list[int]:
-        """The steps of the finished run's metrics."""
-        try:
-            assert self.driver.wait(300) == 0, (self.root / "log").read_text()[-4000:]
-        finally:
-            self.driver.kill()
-        return [int(row["step"]) for row in read_metrics(open_artifact("distill", str(self.root), "model").path / "metrics.jsonl")]
+def pre_stop() -> list[str]:
+    """The hook of cluster/kuberay's training pods."""
+    groups = yaml.safe_load((CLUSTER / "kuberay" / "base" / "raycluster.yaml").read_text())["spec"]["workerGroupSpecs"]
+    (pod,) = [group["template"]["spec"] for group in groups if group["groupName"] == "train"]
+    python, *hook = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert python == "python"
+    return [sys.executable, *hook]
 
 
-def test_after_a_notice_there_is_a_checkpoint_in_time_and_at_most_a_step_is_lost(
-    nodes: Nodes, checkout: Path, inputs: Path, tmp_path: Path, record_property: Any
-) -> None:
-    run = Run(checkout, inputs, tmp_path, nodes.cluster.address, spot=True, checkpoint_every_steps=10_000)
-    try:
-        wait_for(lambda: run.steps() >= 20, run.driver)
-        noticed = time.monotonic()
-        announce(nodes.cluster.node_ids[nodes.second], nodes.cluster.address, NOTICE_SECONDS, "a test")
-        wait_for(lambda: finished_checkpoints(tmp_path), run.driver, NOTICE_SECONDS)
-        seconds = time.monotonic() - noticed
-        (checkpoint,) = finished_checkpoints(tmp_path)
-        time.sleep(max(0, NOTICE_SECONDS - seconds))  # the machine's last moment
-        lost = run.steps() - checkpoint
-        os.kill(nodes.second, signal.SIGKILL)
-        nodes.replace_second()
-    except BaseException:
-        os.killpg(run.driver.pid, signal.SIGKILL)
-        raise
-    assert run.finish() == list(range(1, NUM_STEPS + 1))
-    record_property("seconds_to_checkpoint", round(seconds, 1))
-    record_property("steps_lost", lost)
-    print(f"\nnotice: a checkpoint after {seconds:.1f} s, {lost} steps lost")
+def watch() -> list[str]:
+    """What cluster/gcp.yaml starts beside Ray."""
+    (line,) = [each for each in cluster_config("gcp")["worker_start_ray_commands"] if "supertiny.drain" in each]
+    nohup, python, *words = line.partition(">")[0].split()
+    assert (nohup, python) == ("nohup", "python")
+    return [sys.executable, *words]
+
+
+@contextmanager
+def cloud(notice: threading.Event) -> Iterator[dict[str, str]]:
+    """Google's metadata service, which says whether the machine ends; it is reached as a proxy, by these variables."""
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = (self.path, self.headers["Metadata-Flavor"]) == (WATCHED["gcp"][0], "Google")
+            self.send_response(200 if asked else 403)
+            self.end_headers()
+            self.wfile.write(b"TRUE" if notice.is_set() else b"FALSE")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield {"http_proxy": f"http://127.0.0.1:{http.server_port}", "no_proxy": ""}
+    http.shutdown()
+    http.server_close()
+
+
+def lose_with_notice(cluster: Cluster, run: StartedRun, tell: Callable[[], object]) -> None:
+    """Tell of the pod's end, and end it as a machine ends that has 30 s: SIGTERM to `ray start`, and SIGKILL to everything."""
+    wait_for(lambda: run.steps() >= 20, run.driver)
+    noticed = time.monotonic()
+    tell()
+    wait_for(lambda: finished_checkpoints(run.root), run.driver, NOTICE_SECONDS)
+    seconds = time.monotonic() - noticed
+    (checkpoint,) = finished_checkpoints(run.root)
+    time.sleep(NOTICE_SECONDS - LAST_SECONDS - seconds)
+    lost = run.steps() - checkpoint
+    cluster.pods[-1].first().terminate()
+    time.sleep(LAST_SECONDS)
+    cluster.lose_one()
+    assert run.finish() == list(range(1, PASSES * STEPS_A_PASS + 1))
+    print(f"\na checkpoint {seconds:.1f} s after the notice, {lost} steps lost, done {time.monotonic() - noticed:.0f} s after it")
     assert checkpoint >= 20
     assert lost <= 1
 
 
-def test_a_node_that_is_lost_without_notice_costs_the_steps_since_the_last_checkpoint(
-    nodes: Nodes, checkout: Path, inputs: Path, tmp_path: Path
+@needs_pods
+def test_after_a_pod_s_hook_there_is_a_checkpoint_in_time_and_at_most_a_step_is_lost(
+    cluster: Cluster, checkout: Path, tmp_path: Path
 ) -> None:
-    run = Run(checkout, inputs, tmp_path, nodes.cluster.address, checkpoint_every_steps=20)
-    try:
+    with StartedRun(checkout, tmp_path, cluster.nodes, cluster.nodes.head, **NOTICED) as run:
+        kubernetes = {"RAY_ADDRESS": cluster.nodes.address}  # as KubeRay gives its containers
+        lose_with_notice(cluster, run, lambda: cluster.nodes.run_in(cluster.pods[-1], pre_stop(), kubernetes, tmp_path / "hook"))
+
+
+@needs_pods
+def test_so_there_is_where_the_cloud_is_asked(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
+    notice = threading.Event()
+    with cloud(notice) as variables, StartedRun(checkout, tmp_path, cluster.nodes, cluster.nodes.head, **NOTICED) as run:
+        cluster.nodes.run_in(cluster.pods[-1], watch(), variables, tmp_path / "watch")
+        lose_with_notice(cluster, run, notice.set)
+
+
+def test_a_node_that_is_lost_without_notice_costs_the_steps_since_the_last_checkpoint(
+    cluster: Cluster, checkout: Path, tmp_path: Path
+) -> None:
+    with StartedRun(checkout, tmp_path, cluster.nodes, cluster.nodes.head, passes=PASSES, checkpoint_every_steps=20) as run:
         wait_for(lambda: finished_checkpoints(tmp_path), run.driver)
         wait_for(lambda: run.steps() > max(finished_checkpoints(tmp_path)), run.driver)
         lost = run.steps() - max(finished_checkpoints(tmp_path))
         killed = time.monotonic()
-        os.kill(nodes.second, signal.SIGKILL)
-        nodes.replace_second()
-    except BaseException:
-        os.killpg(run.driver.pid, signal.SIGKILL)
-        raise
-    assert run.finish() == list(range(1, NUM_STEPS + 1))
+        cluster.lose_one()
+        assert run.finish() == list(range(1, PASSES * STEPS_A_PASS + 1))
     print(f"\nno notice: {lost} steps redone, finished {time.monotonic() - killed:.0f} s after the loss")
     assert lost <= 21

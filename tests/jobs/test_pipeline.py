@@ -3,87 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
+from pipeline_runs import Driver
 
 from supertiny.artifacts import open_artifact, read_alias
 from supertiny.rollout.blocks import finished_names
 from supertiny.rollout_table import read_rejected, read_rollouts
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-SMALL = {
-    "rollout.limit": 160,
-    "rollout.layout.block_rows": 16,
-    "rollout.layout.blocks_in_flight": 2,
-    "distill.epochs": 3,
-    "distill.batch": 16,
-    "distill.micro_batch": 8,
-    "distill.checkpoint_every_steps": 5,
-    "rl.steps": 2,
-    "heal.epochs": 1,
-    "awq.num_rows": 16,
-    "w8a8.num_rows": 16,
-    "evaluate.num_prompts": 120,
-    "evaluate.latency_prompts": 8,
-    "gate.min_prompts": 100,
-    "gate.margin": 0.9,  # the chain is under test here, not how good so short a training is
-}
+pytestmark = pytest.mark.ray
 
 
-class Driver:
-    """`jobs/pipeline.py` as a process of its own, on the session's Ray."""
-
-    def __init__(self, checkout: Path, run_root: Path, log: Path, *overrides: str) -> None:
-        settings = [f"run_root={run_root}", *(f"{key}={value}" for key, value in SMALL.items()), *overrides]
-        command = [sys.executable, "jobs/pipeline.py", *(part for setting in settings for part in ("--set", setting))]
-        environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-        self._log = log
-        with log.open("w") as output:
-            self._process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=subprocess.STDOUT)
-
-    def kill_when(self, condition: Callable[[], Any], limit_seconds: float = 400) -> str:
-        """SIGKILL as soon as `condition` holds; returns the log."""
-        deadline = time.monotonic() + limit_seconds
-        while not condition():
-            assert self._process.poll() is None, f"ended by itself:\n{self._log.read_text()[-3000:]}"
-            assert time.monotonic() < deadline, f"waited in vain:\n{self._log.read_text()[-3000:]}"
-            time.sleep(0.05)
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-        return self._log.read_text()
-
-    def finish(self, limit_seconds: float = 600) -> tuple[int, str]:
-        """Exit status and log."""
-        status = self._process.wait(limit_seconds)
-        return status, self._log.read_text()
+@pytest.fixture
+def address(local_ray: None) -> str:
+    """The session's Ray."""
+    return str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happened(checkout: Path, tmp_path: Path) -> None:
+def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happened(checkout: Path, address: str, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    first = Driver(checkout, root, tmp_path / "1.log")
+    first = Driver(checkout, root, tmp_path / "1.log", address)
     first.kill_when(lambda: any(len(finished_names(done)) >= 3 for done in root.glob(".rollouts.*.partial/.done")))
     assert not (root / "rollouts").exists()
 
-    second = Driver(checkout, root, tmp_path / "2.log")
+    second = Driver(checkout, root, tmp_path / "2.log", address)
     log = second.kill_when(lambda: list(root.glob(".distill.*.partial/.train/workers/step-*/checkpoint.json")))
     made_before = int(re.findall(r"(\d+) made before", log)[0])
     assert 3 * 16 <= made_before < 320
     rollouts_before = file_times(root / "rollouts")
     steps_before = next(root.glob(".distill.*.partial/metrics.jsonl")).read_text().splitlines()
 
-    status, log = Driver(checkout, root, tmp_path / "3.log").finish()
+    status, log = Driver(checkout, root, tmp_path / "3.log", address).finish()
     assert status == 0, log[-3000:]
     assert file_times(root / "rollouts") == rollouts_before
     assert "rollouts: already made" in log
@@ -110,7 +65,7 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     assert candidate["bytes"] <= 0.6 * sizes["rl"]["bytes"]
 
     promoted, made = read_alias("student@production", str(root)), file_times(root / "w8a8")
-    status, log = Driver(checkout, root, tmp_path / "4.log", "gate.margin=0.001").finish()
+    status, log = Driver(checkout, root, tmp_path / "4.log", address, "gate.margin=0.001").finish()
     assert status == 1
     assert "error: GateNotPassed: " in log
     assert json.loads((root / "report.json").read_text())["gate"]["verdict"] != "pass"
@@ -127,9 +82,11 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
         ("rollout.layout.num_engines=16", "rollout needs 17 CPUs"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_heavy_starts(checkout: Path, tmp_path: Path, override: str, message: str) -> None:
+def test_what_cannot_work_is_said_before_anything_heavy_starts(
+    checkout: Path, address: str, tmp_path: Path, override: str, message: str
+) -> None:
     extra = ["distill.batch=512"] if "num_workers" in override else []
-    status, log = Driver(checkout, tmp_path / "run", tmp_path / "log", override, *extra).finish(120)
+    status, log = Driver(checkout, tmp_path / "run", tmp_path / "log", address, override, *extra).finish(120)
     assert status == 1
     assert message in log
     assert not list((tmp_path / "run").glob("*"))

@@ -6,15 +6,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from deployed import deploy
 from growing_cluster import GrowingCluster
-from growing_jobs import GROUPS, IDLE_SECONDS, ended, rollout
-from ray_folder import ray_folder
+from growing_jobs import GROUPS, ended, rollout
+from tests.serving.load import Sent, clients, replica_pids
 from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student, publish_rollouts
 from train_runs import wait_for
+
+from supertiny.llm.config import ScriptedConfig
+from supertiny.pipeline.local_cluster import _free_ports
+from supertiny.serving.config import ArmConfig, ServeConfig
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 WATCH = """
@@ -25,20 +32,13 @@ while True:
     print(json.dumps([time.time(), [pool for pool in pools if pool]]), flush=True)
     time.sleep(0.5)
 """
-SERVE = """
-import sys, time, ray
-from ray import serve
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
-
-@serve.deployment(num_replicas=4, ray_actor_options={"num_cpus": 0, "num_gpus": 0.25, "label_selector": {"supertiny/group": "student"}})
-class Student:
-    def __call__(self):
-        return ray.get_runtime_context().get_node_id()
-
-handle = serve.run(Student.bind(), name="student", route_prefix=None)
-print(len({handle.remote().result() for _ in range(40)}), flush=True)
-serve.shutdown()
-"""
+QUARTER: dict[str, Any] = {"num_gpus": 0.25, "gpu_memory_utilization": 0.22, "min_replicas": 4, "max_replicas": 4}
+SAID = ScriptedConfig(answer="one two three")
+SERVED = ServeConfig(
+    student_arm=ArmConfig(scripted=SAID, labels={"supertiny/group": "student"}, **QUARTER),
+    teacher_arm=ArmConfig(scripted=SAID, labels={"supertiny/group": "teacher"}, num_gpus=1),
+)
+"""What cluster/kuberay/overlays/gpu/service says of places."""
 
 
 class Trace:
@@ -86,13 +86,6 @@ class Trace:
         plt.close(figure)
 
 
-@pytest.fixture(scope="module")
-def cluster(checkout: Path) -> Iterator[GrowingCluster]:
-    path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
-    with ray_folder() as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as growing:
-        yield growing
-
-
 def distill(checkout: Path, cluster: GrowingCluster, root: Path) -> int:
     """The exit status of a distillation with two workers of the pool `train`."""
     make_student(root)
@@ -104,29 +97,38 @@ def distill(checkout: Path, cluster: GrowingCluster, root: Path) -> int:
         return ended(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
 
 
-def test_each_stage_s_demand_brings_up_its_nodes_and_idle_ones_leave(checkout: Path, cluster: GrowingCluster, tmp_path: Path) -> None:
-    trace = Trace(cluster.address, tmp_path)
+def serve(checkout: Path, cluster: GrowingCluster, folder: Path) -> list[Sent]:
+    """What clients of supertiny's own application were answered, with four replicas of the student on one GPU; taken down again."""
+    (port,) = _free_ports(1)
+    deploy(cluster.address, SERVED, port, str(checkout / "platform"), folder / "deploy.log")
+    with clients(f"http://127.0.0.1:{port}", 4) as sent:
+        time.sleep(2)
+    raylets = [psutil.Process(pid).ppid() for pid in replica_pids("student-engine")]
+    assert (len(raylets), len(set(raylets))) == (4, 1)
+    command = [str(Path(sys.executable).with_name("serve")), "shutdown", "--yes", "--address", cluster.dashboard_url]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return sent
+
+
+def test_each_stage_s_demand_brings_up_its_nodes_and_idle_ones_leave(checkout: Path, growing: GrowingCluster, tmp_path: Path) -> None:
+    trace = Trace(growing.address, tmp_path)
     ends: dict[str, float] = {}
     try:
         wait_for(lambda: trace.points())
-        assert rollout(checkout, cluster, tmp_path / "rollout", 2) == 0, (tmp_path / "rollout" / "log").read_text()[-3000:]
+        assert rollout(checkout, growing, tmp_path / "rollout", 2) == 0, (tmp_path / "rollout" / "log").read_text()[-3000:]
         ends["rollout"] = trace.points()[-1][0]
         (tmp_path / "train").mkdir()
-        assert distill(checkout, cluster, tmp_path / "train") == 0, (tmp_path / "train" / "log").read_text()[-3000:]
+        assert distill(checkout, growing, tmp_path / "train") == 0, (tmp_path / "train" / "log").read_text()[-3000:]
         ends["training"] = trace.points()[-1][0]
-        served = subprocess.run([sys.executable, "-c", SERVE, cluster.address], capture_output=True, text=True, timeout=240)
-        assert served.stdout.splitlines()[:1] == ["1"], served.stderr[-3000:]  # four replicas on one GPU's node
+        assert all(each.whole for each in serve(checkout, growing, tmp_path))
         ends["serving"] = trace.points()[-1][0]
         wait_for(lambda: not any(trace.points()[-1][1].values()), limit_seconds=120)
     finally:
         trace.end()
         trace.plot(Path(os.environ.get("SUPERTINY_TRACE", tmp_path / "trace.png")), ends)
     assert min(GROUPS, key=trace.first) == "teacher"
-    assert [trace.at(ends[stage])[group] for stage, group in (("rollout", "teacher"), ("training", "train"), ("serving", "student"))] == [
-        2,
-        1,
-        1,
-    ]
+    demanded = {"rollout": {"teacher": 2}, "training": {"train": 1}, "serving": {"student": 1, "teacher": 1}}
+    assert {stage: {group: trace.at(ends[stage])[group] for group in groups} for stage, groups in demanded.items()} == demanded
     # Ray Data demands more than it has without the rollout's labels, so other groups may have a node meanwhile; see docs/reliability.md
     assert max(nodes["teacher"] for _, nodes in trace.points()) == 2  # while blocks wait, a second one comes
     assert max(nodes["train"] for _, nodes in trace.points()) == max(nodes["student"] for _, nodes in trace.points()) == 1

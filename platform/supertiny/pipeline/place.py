@@ -33,7 +33,7 @@ def run_at_place(work: Callable[[S], Artifact], stage: S) -> Artifact:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
     check_places([stage])
     try:
-        made: Artifact = ray.get(ray.remote(_run).options(**task_options(stage.place)).remote(work, stage))
+        made: Artifact = ray.get(ray.remote(_run).options(name=work.__name__, **task_options(stage.place)).remote(work, stage))
     except RayTaskError as error:
         if isinstance(error.cause, SupertinyError):
             raise error.cause from None
