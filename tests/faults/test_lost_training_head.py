@@ -10,7 +10,7 @@ import pytest
 from ray_folder import ray_folder
 from started_nodes import Node, StartedNodes
 from started_runs import STEPS_A_PASS, StartedRun
-from train_runs import finished_checkpoints, wait_for
+from train_runs import finished_checkpoints, training_workers, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 PASSES, EVERY_STEPS = 150, 20
@@ -60,10 +60,10 @@ def test_a_training_whose_driver_is_lost_with_the_head_is_run_again_and_goes_on(
     with StartedRun(checkout, tmp_path, nodes, nodes.head, **settings) as run:
         wait_for(lambda: finished_checkpoints(tmp_path), run.driver)
         wait_for(lambda: run.steps() > max(finished_checkpoints(tmp_path)), run.driver)
-    before = run.metrics()
     nodes.lose(nodes.head)
     nodes.start_head()
-    began = time.monotonic()
+    wait_for(lambda: not training_workers())  # which do not notice at once
+    before, began = run.metrics(), time.monotonic()
     with StartedRun(checkout, tmp_path, nodes, nodes.head, **settings) as again:
         wait_for(lambda: again.steps() > len(before), again.driver)
         seconds = time.monotonic() - began
