@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -108,6 +109,8 @@ def test_a_day_of_losses_costs_no_more_than_the_streams_under_way(checkout: Path
         url = f"http://127.0.0.1:{port}"
         with every(1, losses.count), load(url, DAY, again=4) as sent, every(LOSS_SECONDS, losses.lose):
             time.sleep(DAY.seconds)
+        logs = next(Path(folder.name).glob("ray/session_2*/logs"))
+        shutil.copytree(logs, tmp_path / "logs")  # to read where the promise was not kept
     found = figures(sent, fleet, midnight)
     print("\n" + json.dumps({name: round(value, 4) for name, value in found.items()}), flush=True)
     plot(Path(os.environ.get("SUPERTINY_SOAK_PLOT", tmp_path / "day.png")), DAY, fleet, sent, midnight)
