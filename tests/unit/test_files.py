@@ -96,6 +96,20 @@ def test_heldout_prompts_carry_their_calls_and_train_prompts_none(options: dict[
     assert {prompt.slice for prompt in train} == {"in_scope", "out_of_scope"}
 
 
+def test_a_narrower_task_keeps_some_tools_and_the_prompts_that_call_no_other(options: dict[str, Any], tmp_path: Path) -> None:
+    stop = {"type": "function", "function": {"name": "stop", "description": "Stop.", "parameters": {"type": "object", "properties": {}}}}
+    (tmp_path / "tools.json").write_text(json.dumps([*TOOLS, stop]))
+    stops = [{"id": f"stop-{at}", "prompt": f"stop it {at}", "calls": [{"name": "stop", "arguments": {}}]} for at in range(40)]
+    write(tmp_path / "prompts.jsonl", [*(labelled(number) for number in range(200)), *stops])
+    every, narrow = FileTask(**options), FileTask(**options, functions=["play"])
+    assert [tool["function"]["name"] for tool in narrow.tools] == ["play"]
+    for split in ("train", "heldout"):
+        assert ids(narrow.prompts(split)) == {name for name in ids(every.prompts(split)) if not name.startswith("stop")}
+        assert len(ids(narrow.prompts(split))) < len(ids(every.prompts(split)))
+    with pytest.raises(ConfigError, match=r"functions: no tool pause in tools\.json"):
+        FileTask(**options, functions=["pause"])
+
+
 def test_splits_share_no_prompt_and_keep_their_shares(options: dict[str, Any]) -> None:
     task = FileTask(**options)
     train, heldout = ids(task.prompts("train")), ids(task.prompts("heldout"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,10 +49,13 @@ def position(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def read_rows(prompts: Path, out_of_scope: list[Path], shares: Shares) -> list[Row]:
+def read_rows(prompts: Path, out_of_scope: list[Path], shares: Shares, functions: Collection[str] = ()) -> list[Row]:
     """The rows of all files in the order of their ids' hashes, so that any number from the front is a fair sample.
 
     A prompt that another repeats without regard to case is left out: no text is in two splits.
+
+    Args:
+        functions: labelled rows that call others are left out too; none leaves out nothing.
 
     Raises:
         CorruptArtifact: a line is no such row, or an id comes twice.
@@ -64,7 +67,7 @@ def read_rows(prompts: Path, out_of_scope: list[Path], shares: Shares) -> list[R
             row = _row(value, shares, out_of_scope=path != prompts, where=f"{path}:{number}")
             if row.id in rows:
                 raise CorruptArtifact(f"{path}:{number}: the id {row.id} came before; ids are unique over all files")
-            if row.text.casefold() not in texts:
+            if row.text.casefold() not in texts and not (functions and _names(value, f"{path}:{number}") - set(functions)):
                 texts.add(row.text.casefold())
                 rows[row.id] = row
     return sorted(rows.values(), key=lambda row: position(f"{shares.salt}/order/{row.id}"))
@@ -86,6 +89,11 @@ def _row(value: Any, shares: Shares, *, out_of_scope: bool, where: str) -> Row:
     split = shares.split_of(value["id"]) if labelled else "train"
     calls = None if split == "train" else [] if out_of_scope else _calls(value["calls"], where)
     return Row(id=value["id"], text=value["prompt"], split=split, calls=calls, out_of_scope=out_of_scope or calls == [])
+
+
+def _names(value: Any, where: str) -> set[str]:
+    """The functions that a row's calls name, none where it has no calls."""
+    return {call.name for call in _calls(value.get("calls") or [], where)}
 
 
 def _calls(value: Any, where: str) -> list[Call]:

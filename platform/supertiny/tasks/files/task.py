@@ -40,6 +40,8 @@ class FileOptions(Config):
     """JSONL file of prompts, with or without their calls."""
     out_of_scope: tuple[str, ...] = ()
     """JSONL files of prompts whose right answer is no call."""
+    functions: tuple[str, ...] = ()
+    """Tools to keep, by their names, and the labelled prompts that call no other: a narrower task from the same files. None keeps all."""
     root: str | None = None
     """Folder of the files whose path is not absolute."""
     holdout_fraction: float = Field(0.1, gt=0, lt=1)
@@ -74,8 +76,12 @@ class FileTask:
             raise ConfigError(f"task.options: {'; '.join(map(_explain, error.errors()))}") from None
         self._prompts = self._path("prompts", self._options.prompts)
         self._out_of_scope = [self._path("out_of_scope", path) for path in self._options.out_of_scope]
-        self.tools: list[Tool] = _read_tools(self._path("tools", self._options.tools))
+        every = _read_tools(self._path("tools", self._options.tools))
+        kept = set(self._options.functions) or {tool["function"]["name"] for tool in every}
+        self.tools: list[Tool] = [tool for tool in every if tool["function"]["name"] in kept]
         self._names = {tool["function"]["name"] for tool in self.tools}
+        if unknown := sorted(kept - self._names):
+            raise ConfigError(f"task.options.functions: no tool {unknown[0]} in {self._options.tools}")
 
     def prompts(self, split: str) -> list[Prompt]:
         """The prompts of `train`, without references, or of `heldout`, with them; any number from the front is a fair sample.
@@ -139,7 +145,7 @@ class FileTask:
     def _rows(self) -> list[Row]:
         options = self._options
         shares = Shares(holdout_fraction=options.holdout_fraction, gold_fraction=options.gold_fraction, salt=options.salt)
-        return read_rows(self._prompts, self._out_of_scope, shares)
+        return read_rows(self._prompts, self._out_of_scope, shares, options.functions)
 
     def _path(self, option: str, path: str) -> Path:
         """The file that an option names."""
