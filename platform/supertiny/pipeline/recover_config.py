@@ -33,7 +33,7 @@ class RecoverConfig(StageConfig):
     max_rounds: int = Field(4, ge=1, le=100)
     """Rounds at most."""
     max_tokens: int = Field(1_000_000_000, ge=1)
-    """Training tokens of all rounds; none is begun that the round before shows to go beyond."""
+    """Training tokens of all rounds; the first is made in any case, and none after it that the one before shows to go beyond."""
     heal: DistillConfig
     """One round; each starts from the one before, the first from `heal.student`, which is the cut model."""
     quantize: QuantizeConfig | None = None
