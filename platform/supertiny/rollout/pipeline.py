@@ -246,7 +246,7 @@ def _write_blocks(dataset: ray.data.Dataset, blocks: Path, written: Future[None]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="You've enabled checkpointing")  # Ray only warns when it switches it off
-            dataset.write_parquet(str(blocks))
+            dataset.write_parquet(str(blocks), ray_remote_args={"num_cpus": 0})  # never after the reading that waits for the engines
         written.set_result(None)
     except BaseException as error:
         written.set_exception(own_error(error))
