@@ -219,7 +219,7 @@ def _start(
     with ray.data.DataContext.current(context):
         dataset = _dataset(layout, actor, arguments, rows)
     written: Future[None] = Future()
-    Thread(target=_write_blocks, args=(dataset, blocks, written), daemon=True).start()
+    Thread(target=_write_blocks, args=(dataset, blocks, layout.num_engines[1], written), daemon=True).start()
     return num_engines, written
 
 
@@ -242,11 +242,12 @@ def _dataset(layout: LayoutConfig, actor: type[Any], arguments: tuple[Any, ...],
     )
 
 
-def _write_blocks(dataset: ray.data.Dataset, blocks: Path, written: Future[None]) -> None:
+def _write_blocks(dataset: ray.data.Dataset, blocks: Path, at_once: int, written: Future[None]) -> None:
+    """Each finished block, by a task that takes no CPU: one that did was seen to wait until the engines had ended."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="You've enabled checkpointing")  # Ray only warns when it switches it off
-            dataset.write_parquet(str(blocks), ray_remote_args={"num_cpus": 0})  # never after the reading that waits for the engines
+            dataset.write_parquet(str(blocks), ray_remote_args={"num_cpus": 0}, concurrency=at_once)
         written.set_result(None)
     except BaseException as error:
         written.set_exception(own_error(error))
