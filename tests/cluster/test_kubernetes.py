@@ -206,6 +206,16 @@ def test_the_service_serves_what_serve_ab_yaml_says_and_ray_serve_takes_it(size:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_no_node_has_all_routers_of_the_service(size: str) -> None:
+    service = one(built(f"{size}/service"), "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    config = validate(ServeConfig, application["args"], "serveConfigV2")
+    workers = sum(group["maxReplicas"] for group in cluster_spec(service)["workerGroupSpecs"])
+    assert config.routers_per_node is not None
+    assert config.routers_per_node < config.router_replicas <= workers
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_the_service_serves_what_the_jobs_of_its_size_write(size: str) -> None:
     service = one(built(f"{size}/service"), "RayService")
     run_root = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["run_root"]
@@ -316,7 +326,7 @@ def _nobody_s(nodes: Manifest) -> Manifest:
 def _but_its_place(application: dict[str, Any]) -> dict[str, Any]:
     """An application without what only says what runs where, and how its log looks."""
     logging = {key: value for key, value in application["logging_config"].items() if key != "encoding"}
-    places = {"run_root", "task", "teacher", "student_arm", "teacher_arm"}
+    places = {"run_root", "task", "teacher", "student_arm", "teacher_arm", "router_replicas", "routers_per_node"}
     return {
         **application,
         "logging_config": logging,

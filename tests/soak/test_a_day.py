@@ -44,7 +44,7 @@ STUDENT = ArmConfig(
     scripted=ScriptedConfig(answer="one two three four five", delay_seconds=ANSWER_SECONDS),
 )
 TEACHER = ArmConfig(min_replicas=0, scripted=ScriptedConfig(answer="teacher"))  # nobody asks it
-SETTINGS = ServeConfig(student_arm=STUDENT, teacher_arm=TEACHER, router_replicas=2)
+SETTINGS = ServeConfig(student_arm=STUDENT, teacher_arm=TEACHER, router_replicas=2, routers_per_node=1)
 RAY = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "2000"}
 """A dead node is noticed in some 3 s instead of 15 or more."""
 

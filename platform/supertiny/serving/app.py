@@ -73,21 +73,20 @@ def build_app(config: ServeConfig) -> serve.Application:
     teacher_engine = config.teacher_endpoint or engine(
         "teacher", paths.get("teacher"), config.teacher_arm, drain_seconds, config.trace_endpoint
     )
-    pipeline = _light(TeacherPipeline, "teacher", config.router_replicas, drain_seconds).bind(
-        config.task, teacher_engine, config.teacher_arm.queue_seconds
-    )
-    router = _light(Router, "router", config.router_replicas, drain_seconds).options(user_config=config.routing.model_dump())
+    pipeline = _light(TeacherPipeline, "teacher", config, drain_seconds).bind(config.task, teacher_engine, config.teacher_arm.queue_seconds)
+    router = _light(Router, "router", config, drain_seconds).options(user_config=config.routing.model_dump())
     app: serve.Application = router.bind(config, pipeline, student_engine)
     return app
 
 
-def _light(deployed: type, name: str, num_replicas: int, drain_seconds: float) -> Any:
+def _light(deployed: type, name: str, config: ServeConfig, drain_seconds: float) -> Any:
     """A deployment that only waits: no logical CPU of its own."""
     deploy: Any = serve.deployment
     return deploy(
         deployed,
         name=name,
-        num_replicas=num_replicas,
+        num_replicas=config.router_replicas,
+        max_replicas_per_node=config.routers_per_node,
         max_ongoing_requests=_UNBOUNDED,
         graceful_shutdown_timeout_s=drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -68,7 +69,7 @@ class StreamOptions(Part):
     include_usage: bool = False
 
 
-class GenerationRequest(Part):
+class GenerationRequest(Part, ABC):
     """What both endpoints take. Sampling fields steer the student; the teacher pipeline samples as its task says."""
 
     model: str
@@ -99,9 +100,9 @@ class GenerationRequest(Part):
         """Most tokens of the completion that the client wants; None where it does not say."""
         return self.max_tokens
 
+    @abstractmethod
     def plain_messages(self) -> list[Message]:
         """The conversation as chat templates take it."""
-        raise NotImplementedError
 
     def check(self, limits: LimitsConfig, tools: Sequence[Tool]) -> None:
         """Raise ValueError where something is over its cap."""
