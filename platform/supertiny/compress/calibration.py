@@ -12,7 +12,7 @@ from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Rollout
 
 MAX_BATCH_TOKENS = 512
-"""Tokens a forward pass, where rows are no longer: bounds what has a value for each token of the vocabulary (0.3 GB in float32 at 151,936)."""
+"""Tokens a forward pass, where rows are no longer: bounds the float32 logits (0.3 GB at a vocabulary of 151,936)."""
 
 Batch = list[list[int]]
 """Rows of token ids, all of one length."""

@@ -181,8 +181,8 @@ class ServeConfig(RoutingConfig):
     router_replicas: int = Field(1, ge=1)
     """Replicas of the HTTP router, and of the teacher pipeline."""
     routers_per_node: int | None = Field(None, ge=1)
-    """Most of these replicas on one node, so that its loss takes no more; those that find no node wait for one. None leaves it to Ray, which
-    after a loss has put the only two on one."""
+    """Most of these replicas on one node, so that its loss takes no more; those that find no node wait for one. None leaves it to Ray,
+    which after a loss has put the only two on one."""
     limits: LimitsConfig = LimitsConfig()
     """Caps on one request."""
 
