@@ -78,3 +78,13 @@ def growing(checkout: Path) -> Iterator[Any]:
     path = os.pathsep.join([str(checkout / "platform"), str(checkout / "tests")])
     with ray_folder() as folder, GrowingCluster(GROUPS, folder, path, idle_seconds=IDLE_SECONDS) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -108,6 +108,15 @@ def resolve(uri: str, run_root: str) -> Path:
     return path
 
 
+def find_parent(parent: Parent, run_root: str) -> Path | None:
+    """The folder of what an artifact was made from, where it is still there as it was; its files are not checked."""
+    try:
+        manifest = resolve(parent.uri, run_root) / MANIFEST
+    except MissingInput:
+        return None
+    return manifest.parent if manifest.exists() and _sha256(manifest) == parent.sha256 else None
+
+
 def open_artifact(uri: str, run_root: str, kind: str) -> Artifact:
     """A published artifact, every file checked against the manifest's sha256.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from ray_folder import ray_folder
 from started_nodes import Node, StartedNodes, can_make_pods
 from started_runs import STEPS_A_PASS, StartedRun
 from tests.cluster.manifests import CLUSTER, cluster_config
-from train_runs import finished_checkpoints, wait_for
+from train_runs import finished_checkpoints, name_of, wait_for
 
 from supertiny.drain import WATCHED
 
@@ -41,7 +42,15 @@ class Cluster:
     def lose_one(self) -> None:
         """And get another one, as from an autoscaler."""
         self.nodes.lose(self.pods.pop())
+        self.get_one()
+
+    def get_one(self) -> None:
+        """Another pod."""
         self.pods += self.nodes.add_workers(1, 1, pods=can_make_pods())
+
+    def training_pods(self) -> int:
+        """How many of them have a training worker."""
+        return sum("RayTrainWorker" in name_of(process) for pod in self.pods for process in pod.first().children(recursive=True))
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +145,21 @@ def test_a_node_that_is_lost_without_notice_costs_the_steps_since_the_last_check
         assert run.finish() == list(range(1, PASSES * STEPS_A_PASS + 1))
     print(f"\nno notice: {lost} steps redone, finished {time.monotonic() - killed:.0f} s after the loss")
     assert lost <= 21
+
+
+def test_with_fewer_nodes_it_goes_on_with_fewer_workers_and_grows_again(cluster: Cluster, checkout: Path, tmp_path: Path) -> None:
+    elastic = {"passes": 20 * PASSES, "checkpoint_every_steps": 20, "min_workers": 1}
+    with StartedRun(checkout, tmp_path, cluster.nodes, cluster.nodes.head, **elastic) as run:
+        wait_for(lambda: finished_checkpoints(tmp_path), run.driver)
+        cluster.nodes.lose(cluster.pods.pop())
+        lost, at = time.monotonic(), run.steps()
+        wait_for(lambda: run.steps() > at + 40, run.driver)
+        assert cluster.training_pods() == 1
+        shrunken, at = time.monotonic(), run.steps()
+        cluster.get_one()
+        there = time.monotonic()
+        wait_for(lambda: cluster.training_pods() == 2, run.driver, 200)
+        grown, alone = time.monotonic(), run.steps()
+        wait_for(lambda: run.steps() > alone + 40, run.driver)
+        assert [json.loads(line)["step"] for line in run.metrics()[: alone + 20]] == list(range(1, alone + 21))
+    print(f"\nalone after {shrunken - lost:.0f} s, for {alone - at} steps more; two again {grown - there:.0f} s after the node was there")

@@ -148,6 +148,15 @@ def test_a_child_names_its_parent_by_the_hash_of_its_manifest(tmp_path: Path) ->
     assert entry != parent.as_parent(tmp_path)
 
 
+def test_a_parent_is_found_again_as_long_as_it_is_the_one_that_it_was(tmp_path: Path) -> None:
+    parent = _make(tmp_path, name="parent")
+    entry = parent.as_parent(tmp_path)
+    assert artifacts.find_parent(entry, str(tmp_path)) == parent.path
+    assert artifacts.find_parent(entry, str(tmp_path / "elsewhere")) is None
+    _make(tmp_path, name="parent", word="another")
+    assert artifacts.find_parent(entry, str(tmp_path)) is None
+
+
 def test_a_parent_outside_the_run_root_is_named_by_its_path(tmp_path: Path) -> None:
     parent = _make(tmp_path / "elsewhere", name="parent")
     child = artifacts.make(Copy(name="child", run_root=str(tmp_path / "here")), "model", {"student": parent}, _writes("x"))

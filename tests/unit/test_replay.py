@@ -1,13 +1,17 @@
 """Earlier rollouts among new ones."""
 
 import logging
+from pathlib import Path
 
 import pytest
-from tiny_rollouts import assistant_tokenizer, gold_rollouts
+from tiny_rollouts import assistant_tokenizer, gold_rollouts, publish_rollouts
 
+from supertiny.artifacts import open_artifact
+from supertiny.config import validate
 from supertiny.errors import ConfigError
 from supertiny.records import Rollout
-from supertiny.train.config import ValidationConfig
+from supertiny.train.config import DistillConfig, ValidationConfig
+from supertiny.train.distill import _read
 from supertiny.train.prompts import split
 from supertiny.train.replay import with_replay
 
@@ -46,6 +50,17 @@ def test_earlier_prompts_are_a_slice_of_their_own(rollouts: list[Rollout]) -> No
     mixed = with_replay(rollouts[:8], {"june": rollouts[8:16]}, fraction=0.5, seed=0)
     assert {rollout.prompt.slice for rollout in mixed[8:]} == {"replayed"}
     assert "replayed" not in {rollout.prompt.slice for rollout in mixed[:8]}
+
+
+def test_replayed_prompts_are_among_those_kept_out_by_the_share_that_they_have_in_training(rollouts: list[Rollout], tmp_path: Path) -> None:
+    publish_rollouts(tmp_path, rollouts[:20])
+    publish_rollouts(tmp_path, rollouts[20:], "june")
+    replay = {"rollouts": ["june"], "fraction": 0.25}
+    config = validate(DistillConfig, {"run_root": str(tmp_path), "validation": {"fraction": 0.4}, "replay": replay}, "test")
+    parents = {name: open_artifact(uri, str(tmp_path), "rollouts") for name, uri in (("rollouts", "rollouts"), ("replay:june", "june"))}
+    for part in _read(config, parents):
+        replayed = [rollout for rollout in part if rollout.prompt.slice == "replayed"]
+        assert len(replayed) == round((len(part) - len(replayed)) / 3) > 0
 
 
 def test_what_is_kept_out_is_not_trained_on(rollouts: list[Rollout]) -> None:

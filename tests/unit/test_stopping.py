@@ -4,7 +4,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from supertiny.errors import Stopped
 from supertiny.train.stopping import STOP, end_if_told, saved_on_sigterm, told_to_stop
@@ -22,14 +21,6 @@ def _sigterm_raises():
     before = signal.signal(signal.SIGTERM, end)
     yield
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def alone(tmp_path: Path):
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")

@@ -17,7 +17,8 @@ from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.llm.chat import prompt_token_ids
 from supertiny.records import Completion, Rollout, TopK
 from supertiny.train.batching import batches, collate, lay_out, num_steps, share
-from supertiny.train.config import DistillConfig, LossWeights
+from supertiny.train.config import DistillConfig
+from supertiny.train.loss_config import LossWeights
 from supertiny.train.losses import has_teacher
 from supertiny.train.objective import check_teacher
 from supertiny.train.packing import PackedRows, check_teachers_tokens, check_tokens, pack

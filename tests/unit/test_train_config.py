@@ -4,8 +4,9 @@ import pytest
 
 from supertiny.config import validate
 from supertiny.errors import ConfigError
-from supertiny.train.config import WHOLE_TEACHER, DistillConfig, LossWeights, RlConfig
+from supertiny.train.config import DistillConfig, RlConfig
 from supertiny.train.judge_reward import JudgeReward
+from supertiny.train.loss_config import WHOLE_TEACHER, LossWeights
 from supertiny.train.losses import TERMS
 from supertiny.train.reward_config import RewardWeights
 from supertiny.train.rewards import REWARDS
@@ -168,8 +169,13 @@ def test_a_judge_comes_with_its_weight_and_its_price_changes_no_result() -> None
             validate(RlConfig, half, "test")
 
 
-def test_trackers_change_no_result_and_so_no_key() -> None:
-    assert validate(RlConfig, {"trackers": []}, "test").settings() == validate(RlConfig, {}, "test").settings()
+@pytest.mark.parametrize(
+    "conduct",
+    [{"trackers": []}, {"max_failures": 7, "spot": True}, {"stall_seconds": 900}, {"checkpoint_every_steps": 5}, {"log_every_steps": 1}],
+)
+def test_how_a_training_is_run_and_watched_is_no_part_of_its_key(conduct: dict[str, Any]) -> None:
+    for config in (RlConfig, DistillConfig):
+        assert validate(config, conduct, "test").settings() == validate(config, {}, "test").settings()
 
 
 def test_a_range_of_workers_must_divide_the_batch_at_every_number() -> None:
@@ -181,3 +187,4 @@ def test_a_range_of_workers_must_divide_the_batch_at_every_number() -> None:
         validate(DistillConfig, {"min_workers": 2}, "test")
     with pytest.raises(ConfigError, match="leave zero_stage out"):
         validate(RlConfig, {"min_workers": 1, "zero_stage": 1}, "test")
+    assert validate(DistillConfig, {"mode": "on_policy", "min_workers": 1}, "test").zero_stage is None

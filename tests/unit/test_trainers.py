@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from tiny_rollouts import make_student
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 
 from supertiny.config import validate
+from supertiny.errors import NotFinite
 from supertiny.train import grpo, on_policy
 from supertiny.train.config import DistillConfig, RlConfig
 from supertiny.train.notice import AnswerNotice
+from supertiny.train.plan import DrawPlan
 from supertiny.train.schedule import learning_rate
-from supertiny.train.trainers import SealCheckpoints
+from supertiny.train.trainers import METRICS, SealCheckpoints, Watch
 
 BATCH = {"batch": 8, "micro_batch": 8, "num_workers": 1, "zero_stage": None}
 PROMPTS = Dataset.from_list([{"prompt": str(at), "prompt_id": str(at)} for at in range(12)])
@@ -29,7 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_student(tmp_path_factory.mktemp("models"))
 
 
-def grpo_trainer(folder: Path, steps_done: int = 0, reward: Any = lambda completion_ids, **_: [0.0] * len(completion_ids)) -> grpo.Grpo:
+def grpo_trainer(
+    folder: Path,
+    steps_done: int = 0,
+    reward: Any = lambda completion_ids, **_: [0.0] * len(completion_ids),
+    callbacks: Sequence[Any] = (),
+) -> grpo.Grpo:
     """Of groups of 2, so 4 prompts a step."""
     config = validate(RlConfig, {**BATCH, "group_size": 2, "kl_coef": 0.0, "steps": STEPS, "max_completion_tokens": 8}, "test")
     return grpo.Grpo(
@@ -38,6 +46,7 @@ def grpo_trainer(folder: Path, steps_done: int = 0, reward: Any = lambda complet
         args=grpo.trainer_settings(config, 1, folder),
         train_dataset=PROMPTS,
         processing_class=AutoTokenizer.from_pretrained(folder),
+        callbacks=list(callbacks),
         group_size=2,
         drop_equal_groups=True,
         steps_done=steps_done,
@@ -91,6 +100,20 @@ def test_a_group_of_equal_rewards_is_left_out_of_the_loss_and_not_of_the_attenti
     assert not batch["tool_mask"][:2].any()
     assert batch["completion_mask"].any(1).all()
     assert batch["num_items_in_batch"] == batch["completion_mask"][2:].sum()
+
+
+@pytest.mark.usefixtures("alone")
+def test_logits_that_are_no_numbers_stop_the_run_and_name_the_prompts(folder: Path, tmp_path: Path) -> None:
+    """TRL writes None then, for the entropy."""
+    config = validate(RlConfig, {**BATCH, "group_size": 2, "kl_coef": 0.0, "trackers": []}, "test")
+    none = tmp_path / "none"
+    plan = DrawPlan(config, folder, teacher=None, prompts=none, validation=none, num_steps=STEPS, checkpoints=none, output=tmp_path)
+    watch = Watch(plan, {**METRICS, **grpo.METRICS}, first_step=0, validation=None)
+    trainer = watch.trainer = grpo_trainer(folder, reward=lambda completion_ids, **_: list(range(len(completion_ids))), callbacks=[watch])
+    spoil = float("nan")  # what is drawn without a gradient is not spoilt
+    trainer.model.model.norm.register_forward_hook(lambda _module, _input, hidden: hidden * spoil if torch.is_grad_enabled() else hidden)
+    with pytest.raises(NotFinite, match=r"not finite in a batch of the prompts \d+, \d+"):
+        trainer.train()
 
 
 class Noticed:

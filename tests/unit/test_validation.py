@@ -1,17 +1,22 @@
 """The weights that did best, and plain model folders out of what training holds."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_rollouts import assistant_tokenizer, make_student
+from tiny_rollouts import assistant_tokenizer, gold_rollouts, make_student
 from transformers import AutoModelForCausalLM
 
-from supertiny.train.config import LoraSettings
+from supertiny.config import validate
+from supertiny.train.config import LoraSettings, RlConfig
 from supertiny.train.lora import add_lora
-from supertiny.train.students import save_student
-from supertiny.train.validation import Best, greedy_answers
+from supertiny.train.plan import DrawPlan
+from supertiny.train.prompts import judgeable, render_prompts, write_prompts
+from supertiny.train.students import open_tokenizer, save_student
+from supertiny.train.validation import Best, greedy_answers, open_validation
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -52,6 +57,26 @@ def test_a_restarted_run_knows_its_best_weights_whichever_steps_it_repeats(stude
     assert (again.step, again.fraction, mark_in(tmp_path / "step-10")) == (10, 0.9, 2)
     again.offer(marked(student, 3), 20, 0.9)
     assert (again.step, mark_in(tmp_path / "step-20"), (tmp_path / "step-10").exists()) == (20, 3, False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_student_whose_tokenizer_has_no_padding_is_asked_like_any_other(student: Path, tmp_path: Path) -> None:
+    unpadded = shutil.copytree(student, tmp_path / "student")
+    settings = json.loads((unpadded / "tokenizer_config.json").read_text())
+    (unpadded / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None}))
+    assert open_tokenizer(unpadded).pad_token is None
+    assert asked(unpadded, tmp_path) == asked(student, tmp_path)
+
+
+def asked(student: Path, root: Path) -> float:
+    """The fraction of some prompts that a student answers rightly."""
+    tokenizer = open_tokenizer(student)
+    prompts = write_prompts(root / "prompts", judgeable(render_prompts(gold_rollouts(tokenizer, 6), tokenizer)))
+    config = validate(RlConfig, {"validation": {"max_completion_tokens": 4}}, "test")
+    plan = DrawPlan(config, student, None, prompts=prompts, validation=prompts, num_steps=1, checkpoints=root / "workers", output=root)
+    validation = open_validation(plan)
+    assert validation is not None
+    return validation.ask(load(student), 0)["validation_exact_match"]
 
 
 def test_saving_rounds_to_bfloat16_and_leaves_the_model_as_it_is(student: Path, tmp_path: Path) -> None:

@@ -161,7 +161,11 @@ def _panels(curves: Curves) -> list[tuple[str, dict[str, list[float | None]]]]:
         "entropy": "entropy, nats a token",
         "gradient_norm": "gradient norm",
         "completion_tokens": "tokens a completion",
+        "equal_groups_fraction": "groups of equal rewards, of all",
+        "divergent_fraction": "tokens that teach, of all",
+        "learning_rate": "learning rate",
         "tokens_per_second": "tokens a second",
+        "fraction_of_peak": "of the device's peak",
     }
     groups = [*grouped, *((title, (metric, f"{metric}_replayed")) for metric, title in titles.items())]
     return [(title, {metric: curves.metrics[metric] for metric in metrics if metric in curves.metrics}) for title, metrics in groups]

@@ -10,13 +10,16 @@ from pydantic import Field, model_validator
 from supertiny.config import Config, StageConfig
 from supertiny.llm.config import drop_conduct
 from supertiny.tracking import TrackerName
+from supertiny.train.loss_config import DIVERGENCES, WHOLE_TEACHER, LossWeights
 from supertiny.train.quantization_config import QuantizationAwareSettings
 from supertiny.train.reward_config import RewardJudgeConfig, RewardWeights
 
-WHOLE_TEACHER = ("reverse_kl", "jsd")
-"""Loss terms that need the teacher's distribution over the whole vocabulary."""
-DIVERGENCES = ("forward_kl", *WHOLE_TEACHER)
-"""Loss terms that on-policy distillation can minimise."""
+CONDUCT = (
+    *("trackers", "log_every_steps"),
+    *("labels", "start_limit_seconds", "stall_seconds"),
+    *("spot", "max_failures", "checkpoint_every_steps"),
+)
+"""How a training is watched, placed and recovered: it goes on with others where it was."""
 
 
 class LoraSettings(Config):
@@ -100,8 +103,8 @@ class TrainConfig(StageConfig):
     """Order of the rows, and of whatever is drawn."""
 
     def settings(self) -> dict[str, Any]:
-        """As of every stage, without the trackers and how and where the workers find a place, which change no result."""
-        return {key: value for key, value in super().settings().items() if key not in ("trackers", "labels", "start_limit_seconds", "spot")}
+        """As of every stage, without what changes no result."""
+        return {key: value for key, value in super().settings().items() if key not in CONDUCT}
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainConfig:
@@ -167,39 +170,6 @@ def check_generation(generation: str, device: str) -> None:
         raise ValueError("generation vllm takes device gpu: TRL hands it the weights over NCCL; on a CPU, leave generation out")
 
 
-class LossWeights(Config):
-    """The terms of a distillation's loss: each that is named has this weight, the others are not computed."""
-
-    cross_entropy: float | None = Field(None, gt=0)
-    """Cross-entropy on the completion's tokens; alone, it is rejection-sampling fine-tuning."""
-    forward_kl: float | None = Field(None, gt=0)
-    """Forward KL, teacher to student, over the teacher's top-k tokens and, as one more outcome, all others."""
-    tail_penalty: float | None = Field(None, gt=0)
-    """Probability of those of the student's k likeliest tokens that the teacher did not keep (STAR: weight 10 beside the forward KL)."""
-    reverse_kl: float | None = Field(None, gt=0)
-    """Reverse KL, student to teacher, over the whole vocabulary; not from rollouts, which keep the top-k alone."""
-    jsd: float | None = Field(None, gt=0)
-    """Generalised Jensen-Shannon divergence over the whole vocabulary; not from rollouts, likewise."""
-
-    def weights(self) -> dict[str, float]:
-        """The terms that are used."""
-        return {name: weight for name, weight in self if weight is not None}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_names(cls, values: Any) -> Any:
-        unknown = [str(name) for name in values if name not in cls.model_fields] if isinstance(values, Mapping) else []
-        if unknown:
-            raise ValueError(f"no such term: {', '.join(unknown)}; the terms are {', '.join(cls.model_fields)}")
-        return values
-
-    @model_validator(mode="after")
-    def _some_term(self) -> LossWeights:
-        if not self.weights():
-            raise ValueError("no term has a weight: nothing would be learnt")
-        return self
-
-
 class OnPolicyConfig(DrawConfig):
     """The student answers, and the teacher says how it would have gone on after each token (GKD, arXiv 2306.13649)."""
 
@@ -261,7 +231,8 @@ class DistillConfig(TrainConfig):
     def _on_policy_defaults(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or values.get("mode") != "on_policy":
             return values
-        return {"on_policy": {}, "losses": {"reverse_kl": 1.0}, **values}
+        elastic = {"zero_stage": None} if values.get("min_workers") is not None else {}
+        return {"on_policy": {}, "losses": {"reverse_kl": 1.0}, **elastic, **values}
 
     @model_validator(mode="after")
     def _as_its_mode_takes(self) -> DistillConfig:

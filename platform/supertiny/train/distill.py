@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from supertiny.artifacts import Artifact, make, open_artifact, resolve
-from supertiny.errors import ConfigError, MissingInput
+from supertiny.artifacts import Artifact, find_parent, make, open_artifact
+from supertiny.errors import ConfigError
 from supertiny.records import Rollout
 from supertiny.rollout_table import iter_rollouts, read_rollouts
 from supertiny.tasks.base import load_task
@@ -23,7 +23,7 @@ from supertiny.train.objective import check_teacher
 from supertiny.train.packing import check_teachers_tokens, check_tokens, pack
 from supertiny.train.plan import DistillPlan
 from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
-from supertiny.train.replay import renamed, with_replay
+from supertiny.train.replay import once_a_prompt, renamed, with_replay
 from supertiny.train.stopping import end_if_told
 from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer, vocabulary_size
 from supertiny.train.workers import check_fits, checkpoints_in, run_workers
@@ -65,16 +65,16 @@ def open_student(config: TrainConfig) -> Artifact:
 
 
 def _read(config: DistillConfig, parents: Mapping[str, Artifact]) -> tuple[list[Rollout], list[Rollout]]:
-    """The rollouts to train on, replayed ones among them, and those kept out, of both; none with the teacher's top-k."""
+    """The rollouts to train on, and one of each prompt that is kept out; replayed ones among both, by one share. None has the top-k."""
     rest, kept_out = split(read_rollouts(parents["rollouts"].path, top_k=False), config.validation)
     if config.replay is None:
         return rest, kept_out
     earlier = {
         name: split(read_rollouts(parents[f"replay:{name}"].path, top_k=False), config.validation) for name in config.replay.rollouts
     }
-    to_train_on = {name: parts[0] for name, parts in earlier.items()}
-    to_validate = [rollout for name, parts in earlier.items() for rollout in renamed(name, parts[1])]
-    return with_replay(rest, to_train_on, config.replay.fraction, config.seed), [*kept_out, *to_validate]
+    train_on = with_replay(rest, {name: parts[0] for name, parts in earlier.items()}, config.replay.fraction, config.seed)
+    ask = {name: once_a_prompt(parts[1]) for name, parts in earlier.items()}
+    return train_on, with_replay(once_a_prompt(kept_out), ask, config.replay.fraction, config.seed) if kept_out else []
 
 
 def _whole(chosen: Sequence[Rollout], config: DistillConfig, parents: Mapping[str, Artifact]) -> Iterator[Rollout]:
@@ -95,8 +95,9 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
     if not rows.rollout_ids:
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
     check_tokens(rows, vocabulary_size(student), rollouts)
-    if (teacher := _teacher_of(parents["rollouts"], config.run_root)) is not None:
-        check_teachers_tokens(rows, tokenizer, open_tokenizer(teacher), rollouts)
+    for artifact in (parents[name] for name in parents if name == "rollouts" or name.startswith("replay:")):
+        if (teacher := _teacher_of(artifact, config.run_root)) is not None:
+            check_teachers_tokens(rows, tokenizer, open_tokenizer(teacher), artifact.path)
     check_teacher(config, rows, rollouts)
     if config.quantization_aware:
         from supertiny.train.fake_quantization import check_groups  # brings torch
@@ -125,10 +126,7 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
 def _teacher_of(rollouts: Artifact, run_root: str) -> Path | None:
     """The folder of the model that made the rollouts, where it is still at hand with its tokenizer; an endpoint's never is."""
     made_by = rollouts.manifest.parents.get("teacher")
-    try:
-        folder = resolve(made_by.uri, run_root) if made_by else None
-    except MissingInput:
-        return None
+    folder = find_parent(made_by, run_root) if made_by else None
     return folder if folder and (folder / "tokenizer.json").exists() else None
 
 

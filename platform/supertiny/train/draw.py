@@ -47,7 +47,8 @@ def run_draw(
         checkpoints=checkpoints_in(folder),
         output=folder,
     )
-    last = run_workers(work, plan, config, folder)
+    draws = config if isinstance(config, RlConfig) else config.on_policy
+    last = run_workers(work, plan, config, folder, compiles=draws is not None and draws.generation == "vllm")
     carry_over(student, folder)
     shutil.rmtree(working)
     return last

@@ -26,6 +26,14 @@ def with_replay(new: Sequence[Rollout], earlier: Mapping[str, Sequence[Rollout]]
     return [*new, *random.Random(seed).sample(pool, min(wanted, len(pool)))]
 
 
+def once_a_prompt(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """The first rollout of each prompt, where its prompt alone matters."""
+    first: dict[str, Rollout] = {}
+    for rollout in rollouts:
+        first.setdefault(rollout.prompt.id, rollout)
+    return list(first.values())
+
+
 def renamed(name: str, earlier: Iterable[Rollout]) -> Iterator[Rollout]:
     """Rollouts with their artifact's name before their ids, their prompts in the slice of what is replayed."""
     for rollout in earlier:

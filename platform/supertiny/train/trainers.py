@@ -177,7 +177,7 @@ class Watch(TrainerCallback):
         """
         if not logs or "grad_norm" not in logs:
             return  # the trainer's closing summary
-        metrics = {ours: float(logs[theirs]) for theirs, ours in self._names.items() if theirs in logs}
+        metrics = {ours: _number(logs[theirs]) for theirs, ours in self._names.items() if theirs in logs}
         if not all(math.isfinite(metrics[name]) for name in DECISIVE):
             check_finite({name: metrics[name] for name in DECISIVE}, "prompts", self._prompt_ids())
         metrics["tokens"] = logs["num_tokens"] - self._tokens
@@ -206,6 +206,11 @@ class Watch(TrainerCallback):
             named = ", ".join(f"{name} {self.last[name]:.4g}" for name in NAMED if name in self.last)
             left = (num_steps - step) * self.last["seconds"]
             log.info("step %d/%d: loss %.4f, %s, %.0f s left", step, num_steps, self.last["loss"], named, left)
+
+
+def _number(value: float | None) -> float:
+    """A metric of TRL's, which writes None where all that it has of one is NaN."""
+    return math.nan if value is None else float(value)
 
 
 class SealCheckpoints(TrainerCallback):

@@ -117,6 +117,8 @@ def open_validation(plan: DistillPlan | DrawPlan) -> Validation | None:
     if config.validation is None:
         return None
     prompts, task, tokenizer = read_prompts(plan.validation), load_task(config.task), open_tokenizer(plan.student)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return Validation(config.validation, prompts, task, tokenizer, kept, num_steps=plan.num_steps)
 
 

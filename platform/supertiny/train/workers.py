@@ -25,9 +25,10 @@ KEPT_CHECKPOINTS = 2
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # models are paths; a wrong one must not be looked for on a hub
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCHDYNAMO_DISABLE": "1",  # nothing is compiled; else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s
 }
 """Variables of every worker process."""
+UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+"""And of those that compile nothing: else a decorator in DeepSpeed's Muon optimizer imports the whole compiler, 3 to 9 s."""
 FOUND_TOGETHER = (NotFinite, CorruptArtifact, ConfigError, Stopped)
 """Errors that the workers raise at the same point, or none of them does."""
 RAY_TRAIN = {
@@ -63,7 +64,7 @@ def checkpoints_in(folder: Path) -> Path:
     return folder / ".train" / "workers"
 
 
-def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> dict[str, Any]:
+def run_workers(work: str, plan: object, config: TrainConfig, folder: Path, *, compiles: bool = False) -> dict[str, Any]:
     """What worker 0 returned, all having run `work(plan)` in one process group.
 
     A lost worker is replaced, up to `max_failures` times: then all start again, and `work` has to go on from its checkpoints.
@@ -71,6 +72,7 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     Args:
         work: `module:function`, imported in the workers alone.
         folder: the stage's unfinished folder.
+        compiles: whether `work` needs torch's compiler, as vLLM does.
 
     Raises:
         NotFinite, CorruptArtifact, ConfigError: as `work` raised it in every worker; it is not tried again.
@@ -87,7 +89,13 @@ def run_workers(work: str, plan: object, config: TrainConfig, folder: Path) -> d
     os.environ.update(RAY_TRAIN, RAY_TRAIN_ENABLE_PREEMPTION_WATCHER=str(int(config.spot)), **limits)
     trainer = TorchTrainer(
         _guarded,  # type: ignore[arg-type] # Ray's annotation says None; the value becomes Result.return_value
-        train_loop_config={"work": work, "plan": plan, "threads": config.threads_per_worker, "device": config.device},
+        train_loop_config={
+            "work": work,
+            "plan": plan,
+            "threads": config.threads_per_worker,
+            "device": config.device,
+            "environment": ENVIRONMENT if compiles else ENVIRONMENT | UNCOMPILED,
+        },
         scaling_config=ScalingConfig(
             num_workers=_workers(config),  # type: ignore[arg-type] # Ray's second API takes a range, its annotation is the first's
             use_gpu=config.device == "gpu",
@@ -134,7 +142,7 @@ def _guarded(settings: dict[str, Any]) -> dict[str, Any] | SupertinyError:
     alone is raised, so that the others do not wait for it.
     """
     accelerator = "cuda" if settings["device"] == "gpu" else "cpu"
-    os.environ.update(ENVIRONMENT, DS_ACCELERATOR=accelerator)  # what DeepSpeed would find out by itself, with warnings
+    os.environ.update(settings["environment"], DS_ACCELERATOR=accelerator)  # what DeepSpeed would find out by itself, with warnings
     import torch
     from ray.train.v2._internal.execution import context
 
