@@ -24,8 +24,10 @@ def students(config: PipelineConfig) -> dict[str, str]:
     return {stage.name: stage.student for stage in stages}
 
 
-def test_the_default_curriculum_is_distillation_and_rl() -> None:
+def test_the_default_curriculum_is_what_did_best_and_the_demo_shows_more() -> None:
     assert students(pipeline()) == {"distill": BASE, "rl": "distill", "prune": "rl", "heal": "prune"}
+    snips = load(PipelineConfig, DEMO.parents[1] / "snips" / "pipeline.toml", [])
+    assert students(snips) == {"sft": "base", "prune": "sft", "heal": "prune"}
 
 
 def test_any_order_links_every_stage_to_the_one_before_it() -> None:

@@ -65,9 +65,9 @@ class PipelineConfig(JobConfig):
     """Make the student's start first."""
     rollout: RolloutConfig
     """The teacher's rollouts."""
-    curriculum: tuple[Transfer, ...] = ("distill", "rl")
+    curriculum: tuple[Transfer, ...] = ("sft",)
     """Sections whose stages make the student of `base`, in their order, each once; the others are not run. The first takes `base`, every
-    other one what the one before it made, unless it says otherwise itself."""
+    other one what the one before it made, unless it says otherwise itself. SFT alone is what did best on both tasks (docs/log.md)."""
     sft: DistillConfig
     """Cross-entropy on the accepted completions alone."""
     distill: DistillConfig
