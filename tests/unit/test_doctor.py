@@ -19,7 +19,7 @@ from supertiny.doctor.node import PACKAGES, Gpu, NodeFacts, parse_gpus, refusal
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+LOCKS = [ROOT / "requirements" / f"{image}.lock" for image in ("cpu", "gpu", "gpu-compress")]
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", driver="580.82.07", memory_gib=79.6)
 WELL = {
     "python": "3.11.9",
