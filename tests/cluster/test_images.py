@@ -21,6 +21,8 @@ LOCKS = {"cpu": ["cpu", "clouds"], "gpu": ["gpu"], "gpu-compress": ["gpu-compres
 """Those that each target installs."""
 PACKAGES_OF = {"googleapiclient": "google-api-python-client", "google": "google-auth"}
 """Of modules that have another name than their package."""
+DEBIAN_PACKAGES = {"ssh": "openssh-client", "rsync": "rsync"}
+"""Commands that Ray runs on the head, and what they come with."""
 
 
 @dataclass
@@ -95,6 +97,15 @@ def test_the_image_of_ray_up_s_head_has_what_starts_machines(name: str) -> None:
     imported -= {"ray", "yaml", *sys.stdlib_module_names}
     assert len(imported) > 1
     assert imported - {package for lock in LOCKS[head] for package in pins(lock)} == set()
+
+
+def test_every_image_has_the_commands_that_ray_up_s_autoscaler_runs() -> None:
+    """It gets onto a new machine from within the head's container."""
+    (ray,) = find_spec("ray").submodule_search_locations  # type: ignore[union-attr, misc]
+    runner = (Path(ray) / "autoscaler" / "_private" / "command_runner.py").read_text()
+    run = {command for command in DEBIAN_PACKAGES if re.search(rf'\[\s*"{command}"', runner)}
+    assert run == DEBIAN_PACKAGES.keys()
+    assert set(DEBIAN_PACKAGES.values()) <= set(stages()["system"].all("RUN")[0].split())
 
 
 def test_what_the_clouds_want_changes_nothing_that_is_locked() -> None:
