@@ -138,6 +138,18 @@ def test_an_image_is_no_one_s_root_and_knows_its_revision(target: str) -> None:
     assert stage.all("ARG") == ["REVISION=unknown"]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_driver_that_gke_mounts_is_found_in_a_login_shell_too(target: str) -> None:
+    stage, system = stages()[target], stages()["system"]
+    assert stage.base == "system"
+    settings = dict(each.partition("=")[::2] for line in system.all("ENV") for each in line.split())
+    assert settings["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+    assert not any(each.startswith(("PATH=", "LD_LIBRARY_PATH=")) for line in stage.all("ENV") for each in line.split())
+    (login,) = re.findall(r"export PATH=(\S+)", system.all("RUN")[0])
+    assert login == settings["PATH"]
+    assert login.endswith(":/usr/local/nvidia/bin")
+
+
 def test_no_engine_asks_for_a_compiler_that_the_image_lacks() -> None:
     """FlashInfer's sampler is compiled where its kernels do not come as a package: in an engine's first step."""
     assert "flashinfer-jit-cache" not in pins("gpu")
