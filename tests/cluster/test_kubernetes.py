@@ -33,7 +33,25 @@ from supertiny.serving.config import ServeConfig
 
 SIZES = ("kind", "gpu")
 WHAT = {"cluster": "RayCluster", "service": "RayService", "pipeline": "RayJob"}
+LONGEST_SECONDS = ServeConfig(traffic_fraction=0, student=None).limits.seconds
+"""Of a generation."""
+HOOK_START_SECONDS = 3
+"""Until a hook has announced anything, at most."""
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def ends_of_pods(overlay: str) -> list[tuple[str, float, float, float]]:
+    """Of each group, the seconds that its hook announces, that Ray's own drain takes after SIGTERM, and that Kubernetes gives in all."""
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    ends = []
+    for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        told = {each["name"]: each["value"] for each in container["env"]}
+        drain = told.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S)
+        hook = container["lifecycle"]["preStop"]["exec"]["command"][-1] if "lifecycle" in container else 0
+        ends.append((group.get("groupName", "head"), float(hook), float(drain), pod["terminationGracePeriodSeconds"]))
+    return ends
 
 
 @every_overlay
@@ -149,13 +167,16 @@ def test_workers_come_from_nothing_and_go_back_to_it(overlay: str) -> None:
 
 
 @every_overlay
-def test_a_pod_is_given_longer_to_end_than_the_longest_generation_and_its_drain(overlay: str) -> None:
-    longest = ServeConfig(traffic_fraction=0, student=None).limits.seconds + 5
-    for manifest in built(overlay):
-        if manifest["kind"] in OWN:
-            nodes = cluster_spec(manifest)
-            for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
-                assert group["template"]["spec"]["terminationGracePeriodSeconds"] > longest
+def test_a_request_has_the_longest_generation_s_time_before_its_pod_ends(overlay: str) -> None:
+    """What the hook announces, and then Ray's own drain after SIGTERM; neither training nor a head answers requests."""
+    for group, hook, drain, _ in ends_of_pods(overlay):
+        assert group in ("train", "head") or hook + drain >= LONGEST_SECONDS
+
+
+@every_overlay
+def test_a_pod_is_given_longer_to_end_than_its_hook_and_ray_s_drain_take(overlay: str) -> None:
+    for _, hook, drain, grace in ends_of_pods(overlay):
+        assert grace > max(hook + HOOK_START_SECONDS + drain, LONGEST_SECONDS + 5)
 
 
 @every_overlay
