@@ -46,3 +46,18 @@ def test_the_token_and_the_head_are_asked_for_by_the_manifests_names() -> None:
     (tunnel,) = [line for line in LINES if "port-forward" in line]
     assert f"service/{name}-head-svc 8265" in tunnel  # KubeRay's name
     assert {each.split()[2] for each in LINES if each.startswith("kubectl -n ")} == {cluster["metadata"]["namespace"]}
+
+
+def test_a_pipeline_is_run_again_without_deleting_what_it_works_on() -> None:
+    overlay = built("gpu/pipeline")
+    assert {"Namespace", "PersistentVolumeClaim", "StatefulSet"} <= {each["kind"] for each in overlay}  # what `delete -k` would take
+    assert [line for line in LINES if "kubectl delete" in line] == []
+    (again,) = [line for line in LINES if " delete rayjob " in line]
+    assert again.split()[-1] == one(overlay, "RayJob")["metadata"]["name"]
+
+
+def test_a_pod_is_told_that_it_may_fetch_where_it_shall() -> None:
+    (fetch,) = [line for line in LINES if " exec " in line and "hf download" in line]
+    (container,) = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["headGroupSpec"]["template"]["spec"]["containers"]
+    assert f" -c {container['name']} -- env HF_HUB_OFFLINE=0 hf download " in fetch
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]

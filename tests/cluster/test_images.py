@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from manifests import CLUSTER, ROOT
+from manifests import CLUSTER, ROOT, VIRTUAL_MACHINES, cluster_config
 
 TARGETS = ("cpu", "gpu", "gpu-compress")
 SHARED = ("ray", "torch", "transformers", "safetensors", "pydantic")
 """Packages that have to be the same everywhere: nodes of one cluster, and artifacts that one image writes and another reads."""
+LOCKS = {"cpu": ["cpu", "clouds"], "gpu": ["gpu"], "gpu-compress": ["gpu-compress"]}
+"""Those that each target installs."""
+PACKAGES_OF = {"googleapiclient": "google-api-python-client", "google": "google-auth"}
+"""Of modules that have another name than their package."""
+DEBIAN_PACKAGES = {"ssh": "openssh-client", "rsync": "rsync"}
+"""Commands that Ray runs on the head, and what they come with."""
 
 
 @dataclass
@@ -50,9 +60,20 @@ def kept_by_dockerignore() -> list[str]:
     return [line[1:] for line in lines if line.startswith("!")]
 
 
+def modules_of_provider(kind: str) -> Iterator[str]:
+    """What Ray imports where it starts and ends machines of a cloud, of packages that are not its own."""
+    (ray,) = find_spec("ray").submodule_search_locations  # type: ignore[union-attr, misc]
+    for file in (Path(ray) / "autoscaler" / "_private" / kind).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (each.name.partition(".")[0] for each in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module.partition(".")[0]
+
+
 def test_there_is_a_target_for_each_lock() -> None:
     assert set(TARGETS) <= stages().keys()
-    assert {path.stem for path in (ROOT / "requirements").glob("*.lock")} == set(TARGETS)
+    assert {path.stem for path in (ROOT / "requirements").glob("*.lock")} == {lock for locks in LOCKS.values() for lock in locks}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -60,9 +81,52 @@ def test_an_image_has_the_packages_of_its_lock_and_the_revision_s_source(target:
     copied = stages()[target].all("COPY")
     assert copied == [f"--from={target}-packages /opt/venv /opt/venv", "--from=source / /"]  # the small layer last
     packages = stages()[f"{target}-packages"]
-    assert packages.all("COPY") == [f"requirements/{target}.lock /tmp/lock"]
+    files = [each.split() for each in packages.all("COPY")]
+    assert [lock for lock, _ in files] == [f"requirements/{lock}.lock" for lock in LOCKS[target]]
     (install,) = packages.all("RUN")
+    assert re.findall(r"--requirement (\S+)", install) == [copy for _, copy in files]
     assert "--no-deps" in install  # a lock is whole: what it does not name does not come
+
+
+@pytest.mark.parametrize("name", VIRTUAL_MACHINES)
+def test_the_image_of_ray_up_s_head_has_what_starts_machines(name: str) -> None:
+    """The autoscaler on the head imports the cloud's own packages."""
+    config = cluster_config(name)
+    head = config["docker"]["image"].rpartition(":")[2]
+    imported = {PACKAGES_OF.get(module, module.replace("_", "-")) for module in modules_of_provider(config["provider"]["type"])}
+    imported -= {"ray", "yaml", *sys.stdlib_module_names}
+    assert len(imported) > 1
+    assert imported - {package for lock in LOCKS[head] for package in pins(lock)} == set()
+
+
+def test_every_image_has_the_commands_that_ray_up_s_autoscaler_runs() -> None:
+    """It gets onto a new machine from within the head's container."""
+    (ray,) = find_spec("ray").submodule_search_locations  # type: ignore[union-attr, misc]
+    runner = (Path(ray) / "autoscaler" / "_private" / "command_runner.py").read_text()
+    run = {command for command in DEBIAN_PACKAGES if re.search(rf'\[\s*"{command}"', runner)}
+    assert run == DEBIAN_PACKAGES.keys()
+    assert set(DEBIAN_PACKAGES.values()) <= set(stages()["system"].all("RUN")[0].split())
+
+
+def test_what_the_clouds_want_changes_nothing_that_is_locked() -> None:
+    """Their lock holds what the other has not, so that both go into one environment, in any order."""
+    assert pins("clouds").keys() & pins("cpu").keys() == set()
+    asked = re.findall(r"^([\w-]+)", (ROOT / "requirements" / "clouds.in").read_text(), re.MULTILINE)
+    assert set(asked) - {**pins("cpu"), **pins("clouds")}.keys() == set()
+    overruled = re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements" / "clouds.overrides").read_text(), re.MULTILINE)
+    assert overruled
+    assert [each for each in overruled if each not in pins("cpu").items()] == []
+
+
+def test_botocore_reads_an_answer_s_times_with_the_dateutil_that_is_locked() -> None:
+    parsers = pytest.importorskip("botocore.parsers", reason="NOT TESTED: Amazon's packages are not installed (requirements/clouds.lock)")
+    from botocore.session import get_session
+
+    body = """<DescribeInstancesResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><reservationSet><item><instancesSet><item>
+      <launchTime>2026-11-22T12:00:00.000Z</launchTime></item></instancesSet></item></reservationSet></DescribeInstancesResponse>"""
+    shape = get_session().get_service_model("ec2").operation_model("DescribeInstances").output_shape
+    read = parsers.create_parser("ec2").parse({"body": body.encode(), "headers": {}, "status_code": 200}, shape)
+    assert read["Reservations"][0]["Instances"][0]["LaunchTime"] == datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -72,6 +136,18 @@ def test_an_image_is_no_one_s_root_and_knows_its_revision(target: str) -> None:
     assert "org.opencontainers.image.revision=$REVISION" in stage.all("LABEL")[0]
     assert "SUPERTINY_REVISION=$REVISION" in stage.all("ENV")[0]
     assert stage.all("ARG") == ["REVISION=unknown"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_driver_that_gke_mounts_is_found_in_a_login_shell_too(target: str) -> None:
+    stage, system = stages()[target], stages()["system"]
+    assert stage.base == "system"
+    settings = dict(each.partition("=")[::2] for line in system.all("ENV") for each in line.split())
+    assert settings["LD_LIBRARY_PATH"] == "/usr/local/nvidia/lib64"
+    assert not any(each.startswith(("PATH=", "LD_LIBRARY_PATH=")) for line in stage.all("ENV") for each in line.split())
+    (login,) = re.findall(r"export PATH=(\S+)", system.all("RUN")[0])
+    assert login == settings["PATH"]
+    assert login.endswith(":/usr/local/nvidia/bin")
 
 
 def test_no_engine_asks_for_a_compiler_that_the_image_lacks() -> None:

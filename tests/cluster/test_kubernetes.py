@@ -33,7 +33,25 @@ from supertiny.serving.config import ServeConfig
 
 SIZES = ("kind", "gpu")
 WHAT = {"cluster": "RayCluster", "service": "RayService", "pipeline": "RayJob"}
+LONGEST_SECONDS = ServeConfig(traffic_fraction=0, student=None).limits.seconds
+"""Of a generation."""
+HOOK_START_SECONDS = 3
+"""Until a hook has announced anything, at most."""
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def ends_of_pods(overlay: str) -> list[tuple[str, float, float, float]]:
+    """Of each group, the seconds that its hook announces, that Ray's own drain takes after SIGTERM, and that Kubernetes gives in all."""
+    (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
+    ends = []
+    for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        told = {each["name"]: each["value"] for each in container["env"]}
+        drain = told.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S)
+        hook = container["lifecycle"]["preStop"]["exec"]["command"][-1] if "lifecycle" in container else 0
+        ends.append((group.get("groupName", "head"), float(hook), float(drain), pod["terminationGracePeriodSeconds"]))
+    return ends
 
 
 @every_overlay
@@ -149,13 +167,16 @@ def test_workers_come_from_nothing_and_go_back_to_it(overlay: str) -> None:
 
 
 @every_overlay
-def test_a_pod_is_given_longer_to_end_than_the_longest_generation_and_its_drain(overlay: str) -> None:
-    longest = ServeConfig(traffic_fraction=0, student=None).limits.seconds + 5
-    for manifest in built(overlay):
-        if manifest["kind"] in OWN:
-            nodes = cluster_spec(manifest)
-            for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
-                assert group["template"]["spec"]["terminationGracePeriodSeconds"] > longest
+def test_a_request_has_the_longest_generation_s_time_before_its_pod_ends(overlay: str) -> None:
+    """What the hook announces, and then Ray's own drain after SIGTERM; neither training nor a head answers requests."""
+    for group, hook, drain, _ in ends_of_pods(overlay):
+        assert group in ("train", "head") or hook + drain >= LONGEST_SECONDS
+
+
+@every_overlay
+def test_a_pod_is_given_longer_to_end_than_its_hook_and_ray_s_drain_take(overlay: str) -> None:
+    for _, hook, drain, grace in ends_of_pods(overlay):
+        assert grace > max(hook + HOOK_START_SECONDS + drain, LONGEST_SECONDS + 5)
 
 
 @every_overlay
@@ -174,7 +195,7 @@ def test_the_object_store_of_every_pod_fits_into_its_dev_shm(overlay: str) -> No
     (nodes,) = [cluster_spec(manifest) for manifest in built(overlay) if manifest["kind"] in OWN]
     for group in (nodes["headGroupSpec"], *nodes["workerGroupSpecs"]):
         (shm,) = [each["emptyDir"] for each in group["template"]["spec"]["volumes"] if each["name"] == "shm"]
-        size, memory = _bytes(shm["sizeLimit"]), _bytes(_limits(group)["memory"])
+        size, memory = _amount(shm["sizeLimit"]), _amount(_limits(group)["memory"])
         most = max(ray_constants.REQUIRE_SHM_SIZE_THRESHOLD, 0.95 * size)
         assert min(ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory, most) <= size
 
@@ -264,12 +285,15 @@ def test_clusters_and_pipelines_wait_in_kueue_s_queue() -> None:
         assert manifest["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"] == "true"
 
 
-def test_the_queue_has_the_gpus_of_all_groups_at_their_most() -> None:
-    groups = cluster_spec(one(built("gpu/cluster"), "RayCluster"))["workerGroupSpecs"]
-    most = sum(group["maxReplicas"] * int(_limits(group).get("nvidia.com/gpu", 0)) for group in groups)
+@pytest.mark.parametrize(("resource", "spare"), [("cpu", 0.2), ("memory", 0.2), ("nvidia.com/gpu", 0)])
+def test_the_queue_has_room_for_all_groups_at_their_most_and_for_two_heads(resource: str, spare: float) -> None:
+    nodes = cluster_spec(one(built("gpu/cluster"), "RayCluster"))
+    pods = [(group["maxReplicas"], _limits(group)) for group in nodes["workerGroupSpecs"]]
+    pods += [(2, _limits(nodes["headGroupSpec"])), (2, nodes["autoscalerOptions"]["resources"]["limits"])]
+    most = sum(number * _amount(limits.get(resource, "0")) for number, limits in pods)
     (covered,) = one(built("gpu/cluster"), "ClusterQueue")["spec"]["resourceGroups"]
-    (quota,) = [each for each in covered["flavors"][0]["resources"] if each["name"] == "nvidia.com/gpu"]
-    assert int(quota["nominalQuota"]) == most
+    (quota,) = [_amount(each["nominalQuota"]) for each in covered["flavors"][0]["resources"] if each["name"] == resource]
+    assert most <= quota <= (1 + spare) * most
 
 
 @every_overlay
@@ -333,8 +357,10 @@ def _but_its_place(application: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bytes(quantity: str) -> float:
-    return float(quantity.removesuffix("Gi")) * 2**30
+def _amount(quantity: str) -> float:
+    """In bytes, CPUs or GPUs."""
+    number, unit = re.fullmatch(r"(\d+)(\D*)", quantity).groups()  # type: ignore[union-attr]
+    return float(number) * {"": 1, "m": 1e-3, "Gi": 2**30, "Ti": 2**40}[unit]
 
 
 def _limits(group: Manifest) -> dict[str, str]:

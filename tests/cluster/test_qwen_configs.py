@@ -41,10 +41,10 @@ def test_there_are_runs_for_one_gpu_for_eight_and_for_a_cluster() -> None:
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_the_teacher_s_engines_have_their_nodes(cloud: str) -> None:
-    layout = chain("cluster").rollout.layout
-    nodes = nodes_for(groups(cloud), layout.labels)
-    fewest, most = layout.num_engines
-    assert fewest <= engines_that_fit(layout, nodes) <= most
+    rollout = chain("cluster").rollout
+    nodes = nodes_for(groups(cloud), rollout.layout.labels)
+    assert engines_that_fit(rollout.layout, nodes) == rollout.layout.num_engines[1]
+    assert len(nodes) == rollout.cost.num_machines
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)

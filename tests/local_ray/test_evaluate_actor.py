@@ -1,9 +1,12 @@
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import RayActorError
+from train_runs import name_of, wait_for
 
 from supertiny.config import validate
 from supertiny.errors import NoProgress, PlanTooBig
@@ -25,6 +28,12 @@ def config(run_root: Path, **changes: object) -> EvaluateConfig:
 def ask_for_ever(actor: ray.actor.ActorHandle) -> None:
     while True:
         ray.get(actor.ready.remote())
+
+
+def kill_in(method: str, process: psutil.Process) -> None:
+    """An actor's process, as soon as it is in that method."""
+    wait_for(lambda: method in name_of(process))
+    process.kill()
 
 
 def pid(actor: ray.actor.ActorHandle) -> int:
@@ -66,6 +75,16 @@ def test_a_dead_evaluator_is_replaced() -> None:
     with pytest.raises(RayActorError):
         ask_for_ever(first)  # it answers for a moment more
     assert pid(evaluator(0, 60)) != before
+
+
+@pytest.mark.slow
+def test_an_evaluation_whose_process_dies_is_made_by_another_one(tmp_path: Path) -> None:
+    process = psutil.Process(pid(evaluator(0, 60)))
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(kill_in, "Evaluator.measure", process)
+        made = evaluate(config(tmp_path, model=f"{SHIPPED}/base", num_prompts=16, latency_prompts=2))
+    killed.result()
+    assert len(read_predictions(made)) == 16
 
 
 def test_gpus_that_the_cluster_never_has_are_refused_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from supertiny.artifacts import Artifact, make
 from supertiny.compress.config import LatencyConfig, QuantizeConfig
 from supertiny.config import PlaceConfig, PlacedConfig
-from supertiny.errors import MissingInput, PlanTooBig
+from supertiny.errors import MissingInput, NoProgress, PlanTooBig
 from supertiny.pipeline.place import check_places, run_at_place
 
 pytestmark = pytest.mark.ray
@@ -22,6 +23,34 @@ Work = Callable[[PlacedConfig], Artifact]
 def publish_process() -> Work:
     """Work that says which process does it; no module's, so that it travels to a worker whole."""
     return lambda config: make(config, "model", {}, lambda folder: {"pid": os.getpid()})
+
+
+@pytest.fixture
+def begin() -> Callable[[PlacedConfig], int]:
+    """How often a stage was begun, with this time."""
+
+    def begin(config: PlacedConfig) -> int:
+        with (Path(config.run_root) / "begun").open("a") as begun:
+            begun.write("x")
+            return begun.tell()
+
+    return begin
+
+
+@pytest.fixture
+def dying(begin: Callable[[PlacedConfig], int]) -> Callable[[int], Work]:
+    """Work that kills its own process so many times, and publishes how often it was begun."""
+
+    def dying(times: int) -> Work:
+        def work(config: PlacedConfig) -> Artifact:
+            begun = begin(config)
+            if begun <= times:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return make(config, "model", {}, lambda folder: {"begun": begun})
+
+        return work
+
+    return dying
 
 
 def test_a_stage_runs_in_this_process_without_a_place_and_in_a_task_with_one(
@@ -41,12 +70,27 @@ def test_speeds_are_never_measured_in_the_driver(local_ray: None, tmp_path: Path
     assert made.manifest.metrics["pid"] != os.getpid()
 
 
-def test_what_a_stage_raises_at_its_place_is_raised_here_as_it_was(local_ray: None, tmp_path: Path) -> None:
+def test_what_a_stage_raises_at_its_place_is_raised_here_as_it_was(
+    local_ray: None, tmp_path: Path, begin: Callable[[PlacedConfig], int]
+) -> None:
     def fail(config: QuantizeConfig) -> Artifact:
+        begin(config)
         raise MissingInput(f"no {config.student}")
 
     with pytest.raises(MissingInput, match=r"^no heal$"):
         run_at_place(fail, QuantizeConfig(run_root=str(tmp_path), place=PlaceConfig()))
+    assert (tmp_path / "begun").read_text() == "x"  # what raised is not tried again
+
+
+def test_a_stage_whose_process_dies_is_begun_again(local_ray: None, tmp_path: Path, dying: Callable[[int], Work]) -> None:
+    made = run_at_place(dying(1), QuantizeConfig(run_root=str(tmp_path), place=PlaceConfig()))
+    assert made.manifest.metrics["begun"] == 2
+
+
+def test_a_stage_whose_process_always_dies_ends_with_a_message(local_ray: None, tmp_path: Path, dying: Callable[[int], Work]) -> None:
+    with pytest.raises(NoProgress, match=r"^awq: the node or process that worked on it was lost 3 times; the last time: The worker died"):
+        run_at_place(dying(9), QuantizeConfig(run_root=str(tmp_path), place=PlaceConfig()))
+    assert (tmp_path / "begun").read_text() == "xxx"
 
 
 def test_a_place_that_no_node_has_is_refused_at_once(local_ray: None) -> None:

@@ -19,8 +19,9 @@ from supertiny.doctor.node import PACKAGES, Gpu, NodeFacts, parse_gpus, refusal
 
 GIB = 2**30
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+LOCKS = [ROOT / "requirements" / f"{image}.lock" for image in ("cpu", "gpu", "gpu-compress")]
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", driver="580.82.07", memory_gib=79.6)
+L4 = Gpu(name="NVIDIA L4", driver="535.230.02", memory_gib=22.5)
 WELL = {
     "python": "3.11.9",
     "packages": {"ray": "2.60.0", "torch": "2.13.0"},
@@ -68,8 +69,9 @@ def test_nodes_that_are_alike_and_well_have_no_fault() -> None:
         ),
         ("token", {"auth_mode": None}, "b: RAY_AUTH_MODE is not set"),
         ("GPU", {"gpu_trouble": "Unable to determine the device handle for GPU0"}, "b: nvidia-smi: Unable to determine"),
-        ("GPU", {"gpus": [H100, H100]}, "b: 2 x NVIDIA H100 80GB HBM3, driver 580.82.07; Ray counts 0"),
+        ("GPU", {"gpus": [H100, H100]}, "b: 2 x NVIDIA H100 80GB HBM3; Ray counts 0"),
         ("GPU", {"resources": {"GPU": 1.0}}, "b: none; Ray counts 1"),
+        ("driver", {"gpus": [L4, H100], "resources": {"GPU": 2.0}}, "b: 535.230.02, 580.82.07, 580 or newer wanted"),
     ],
 )
 def test_a_fault_of_one_node_is_found_with_its_mend(check: str, fault: dict[str, Any], says: str) -> None:

@@ -78,6 +78,8 @@ def _one_code(nodes: Sequence[Seen]) -> Finding:
 def _node(node: Seen, config: DoctorConfig) -> Iterator[Finding]:
     facts = node.facts
     yield _gpu(node)
+    if facts.gpus:
+        yield _driver(facts, config.min_driver)
     yield _judge(
         "shared storage",
         facts.storage is None,
@@ -130,11 +132,17 @@ def _gpu(node: Seen) -> Finding:
     if facts.gpu_trouble:
         mend = "the driver does not answer: drain the node and replace it, or reset its GPU"
         return Finding(check="GPU", ok=False, found=f"{facts.name}: nvidia-smi: {facts.gpu_trouble}", mend=mend)
-    drivers = sorted({gpu.driver for gpu in facts.gpus})
     names = ", ".join(f"{count} x {name}" for name, count in Counter(gpu.name for gpu in facts.gpus).items()) or "none"
-    found = f"{facts.name}: {names}{f', driver {chr(32).join(drivers)}' if drivers else ''}; Ray counts {counted}"
+    found = f"{facts.name}: {names}; Ray counts {counted}"
     mend = "start the container with all GPUs (--gpus all, nvidia.com/gpu), and Ray without --num-gpus, so that it counts them itself"
     return _judge("GPU", counted == len(facts.gpus), found, mend)
+
+
+def _driver(facts: NodeFacts, least: int) -> Finding:
+    drivers = sorted({gpu.driver for gpu in facts.gpus})
+    mend = "a machine image, or GKE node pool (gpu-driver-version=latest), with a newer one; or set min_driver where nothing needs CUDA 13"
+    old = any(not (major := driver.partition(".")[0]).isdigit() or int(major) < least for driver in drivers)
+    return _judge("driver", not old, f"{facts.name}: {', '.join(drivers)}, {least} or newer wanted", mend)
 
 
 def _shm(node: Seen, config: DoctorConfig) -> Finding:

@@ -18,6 +18,8 @@ class DoctorConfig(JobConfig):
     """Largest difference of a node's clock to this one's; leases, deadlines and logs go by it."""
     min_open_files: int = Field(4096, ge=256)
     """Smallest limit of open files (`ulimit -n`) of a worker; each actor and each connection takes some."""
+    min_driver: int = Field(580, ge=1)
+    """Oldest major version of a GPU's driver; CUDA 13, which the GPU images have, starts on none before 580."""
     ports: tuple[int, ...] = (8000,)
     """Ports that serving will listen on, which nothing else may hold on any node."""
     node_limit_seconds: float = Field(60, gt=0)

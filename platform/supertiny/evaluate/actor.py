@@ -12,13 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from supertiny.cli import configure_logging
-from supertiny.errors import NoProgress, PlanTooBig, SupertinyError
+from supertiny.errors import NoProgress, PlanTooBig
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.evaluate.measure import Measurement, answer_all, latencies, make_system
 from supertiny.llm.vllm import VllmLlm
+from supertiny.lost_nodes import TRIES, despite_lost_nodes
 from supertiny.records import Prompt
 from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 from supertiny.tasks.base import load_task
@@ -64,19 +65,20 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
 
     Raises:
         PlanTooBig: the cluster has not the CPU or GPUs at all.
-        NoProgress: they did not come free in time.
+        NoProgress: they did not come free in time, or as `despite_lost_nodes`.
         SupertinyError: what the engine or the task raised.
     """
     _connect()
     _check_fits(config.num_gpus, config.labels)
+    return despite_lost_nodes(config.name, lambda: _ask(model_path, config, prompts))
+
+
+def _ask(model_path: Path, config: EvaluateConfig, prompts: Sequence[Prompt]) -> Measurement:
+    """Of the evaluator that lives, or of a new one; one with GPUs gives them back."""
     actor = evaluator(config.num_gpus, config.start_limit_seconds, config.labels)
     try:
         measurement: Measurement = ray.get(actor.measure.remote(str(model_path), config, list(prompts)))
         return measurement
-    except RayTaskError as error:
-        if isinstance(error.cause, SupertinyError):
-            raise error.cause from None
-        raise
     finally:
         if config.num_gpus:
             ray.kill(_EVALUATORS.pop(_key(config.num_gpus, config.labels)))
@@ -86,10 +88,10 @@ def evaluator(num_gpus: float, limit_seconds: float, labels: Mapping[str, str] =
     """This driver's evaluator, alive and the same at every call. It takes a CPU to be placed and none while it waits.
 
     Raises:
-        NoProgress: no CPU or GPU came free in time, or it died twice while it started.
+        NoProgress: no CPU or GPU came free in time, or it died at every try: where a node was lost, the second may be put there too.
     """
     key = _key(num_gpus, labels)
-    for _ in range(2):
+    for _ in range(TRIES):
         if key not in _EVALUATORS:
             place: dict[str, Any] = {"label_selector": dict(labels)} if labels else {}
             if num_gpus:
@@ -98,13 +100,13 @@ def evaluator(num_gpus: float, limit_seconds: float, labels: Mapping[str, str] =
         try:
             ray.get(_EVALUATORS[key].ready.remote(), timeout=limit_seconds)
             return _EVALUATORS[key]
-        except RayActorError:
-            log.warning("the evaluator died; starting another")
+        except RayActorError as error:
+            log.warning("the evaluator died, starting another: %s", " ".join(str(error).split()))
             del _EVALUATORS[key]
         except GetTimeoutError:
             ray.kill(_EVALUATORS.pop(key))
             raise NoProgress(f"no place came free for the evaluator within {limit_seconds:.0f} s; the cluster is busy") from None
-    raise NoProgress("the evaluator died twice while it started; its log is in Ray's session folder")
+    raise NoProgress(f"the evaluator died {TRIES} times while it started; its log is in Ray's session folder")
 
 
 def _key(num_gpus: float, labels: Mapping[str, str]) -> Key:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
 
 from supertiny.artifacts import Artifact
 from supertiny.cli import configure_logging
 from supertiny.config import PlaceConfig, PlacedConfig
-from supertiny.errors import ConfigError, PlanTooBig, SupertinyError
+from supertiny.errors import ConfigError, PlanTooBig
+from supertiny.lost_nodes import despite_lost_nodes
 from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 
 S = TypeVar("S", bound=PlacedConfig)
@@ -25,19 +25,15 @@ def run_at_place(work: Callable[[S], Artifact], stage: S) -> Artifact:
 
     Raises:
         ConfigError, PlanTooBig: as `check_places`.
-        SupertinyError: what the work raised.
+        NoProgress, SupertinyError: as `despite_lost_nodes`.
     """
     if stage.place is None:
         return work(stage)
     if not ray.is_initialized():
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
     check_places([stage])
-    try:
-        made: Artifact = ray.get(ray.remote(_run).options(name=work.__name__, **task_options(stage.place)).remote(work, stage))
-    except RayTaskError as error:
-        if isinstance(error.cause, SupertinyError):
-            raise error.cause from None
-        raise
+    task = ray.remote(_run).options(name=work.__name__, **task_options(stage.place))
+    made: Artifact = despite_lost_nodes(stage.name, lambda: ray.get(task.remote(work, stage)))
     return made
 
 
@@ -48,7 +44,7 @@ def _run(work: Callable[[Any], Artifact], stage: PlacedConfig) -> Artifact:
 
 
 def task_options(place: PlaceConfig) -> dict[str, Any]:
-    """A Ray task's options; it is tried once, for a stage that failed is for a human to see."""
+    """A Ray task's options, by which Ray tries it once: `despite_lost_nodes` does so again."""
     image = {"runtime_env": {"image_uri": place.image}} if place.image else {}
     return {"num_cpus": place.num_cpus, "num_gpus": place.num_gpus, "label_selector": place.labels, "max_retries": 0, **image}
 
