@@ -6,8 +6,9 @@
       --set 'pipeline.task.options.root="/folder/with/snips/and/clinc_oos"' --take teacher=/runs/snips/teacher --take base=/runs/snips/base
 
 An experiment's file says what its variants are, with their sizes: `transfer-*.toml` (SFT, and each ingredient of the transfer on top of
-those before it), `default-*.toml` (the default chain beside SFT) and `compress-*.toml` (cuts along each axis before and after healing, and
-formats), which take their students from the transfer's runs of the same seed. The stages are those of `jobs/`, on a Ray of their own; a seed changes what `Experiment.seeds` says.
+those before it), `chain-*.toml` (forward KL and then RL, beside SFT) and `compress-*.toml` (cuts along each axis before and after
+healing, and formats), which take their students from the transfer's runs of the same seed. The stages are those of `jobs/`, on a Ray of
+their own; a seed changes what `Experiment.seeds` says.
 
 Runs are made one after the other, some one to three minutes each on two cores, seed by seed. Each leaves a file in
 `<folder>/<name>/results`, written when it is done; killed and started again, the script goes on with the run that was killed from its last
