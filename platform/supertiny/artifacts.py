@@ -25,7 +25,7 @@ from pydantic import Field, ValidationError
 
 from supertiny.cli import package_version
 from supertiny.config import StageConfig
-from supertiny.errors import ConfigError, CorruptArtifact, MissingInput
+from supertiny.errors import CorruptArtifact, InUse, MissingInput
 from supertiny.records import Record
 
 MANIFEST = "manifest.json"
@@ -156,7 +156,7 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
     it left it, so that it can resume. A published artifact with another key is moved aside, never deleted.
 
     Raises:
-        ConfigError: another process is making it.
+        InUse: another process is making it.
     """
     root = Path(config.run_root).expanduser().absolute()
     final = root / config.name
@@ -185,7 +185,7 @@ def _alone(partial: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"another process is making {partial}; wait for it, or end it first") from None
+            raise InUse(f"another process is making {partial}; wait for it, or end it first") from None
         except OSError as error:  # a file system without locks
             log.warning("%s cannot be locked (%s): see that no second run of this stage is under way", partial, error.strerror)
         yield

@@ -29,6 +29,10 @@ class ConfigError(SupertinyError, ValueError):
     """The config, a flag or an override is wrong."""
 
 
+class InUse(ConfigError):
+    """Another process is making the artifact."""
+
+
 class MissingInput(SupertinyError, FileNotFoundError):
     """A model, data file or artifact is not where the config says."""
 

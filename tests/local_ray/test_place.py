@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,24 @@ def test_what_a_stage_raises_at_its_place_is_raised_here_as_it_was(
 def test_a_stage_whose_process_dies_is_begun_again(local_ray: None, tmp_path: Path, dying: Callable[[int], Work]) -> None:
     made = run_at_place(dying(1), QuantizeConfig(run_root=str(tmp_path), place=PlaceConfig()))
     assert made.manifest.metrics["begun"] == 2
+
+
+def test_the_lock_of_a_process_that_is_gone_is_waited_for(local_ray: None, tmp_path: Path, begin: Callable[[PlacedConfig], int]) -> None:
+    """A network's file system keeps a lost machine's lock for a while."""
+
+    def work(config: PlacedConfig) -> Artifact:
+        begun = begin(config)
+
+        def die_first(_: Path) -> dict[str, int]:
+            if begun == 1:
+                (lock,) = [int(file.name) for file in Path("/proc/self/fd").iterdir() if os.readlink(file).endswith(".lock")]
+                subprocess.Popen(["sleep", "4"], pass_fds=[lock], start_new_session=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {"begun": begun}
+
+        return make(config, "model", {}, die_first)
+
+    assert run_at_place(work, QuantizeConfig(run_root=str(tmp_path), place=PlaceConfig())).manifest.metrics["begun"] > 2
 
 
 def test_a_stage_whose_process_always_dies_ends_with_a_message(local_ray: None, tmp_path: Path, dying: Callable[[int], Work]) -> None:

@@ -109,7 +109,7 @@ def test_every_run_is_made_once_and_leaves_its_answers(tmp_path: Path):
 def test_a_run_of_other_settings_and_those_made_from_it_are_made_again(tmp_path: Path):
     small, chain = experiment(seeds=(0,)), Chain(RIGHT)
     make_runs(small, missing_runs(small, tmp_path), tmp_path, chain.stages())
-    other = experiment(seeds=(0,), settings={"distill": {"learning_rate": 2e-3}})
+    other = experiment(seeds=(0,), settings={"distill": {"min_divergence": 0.1}})
     assert [run.variant.name for run in missing_runs(other, tmp_path)] == ["penalty", "graded"]
 
 

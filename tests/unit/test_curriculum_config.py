@@ -30,6 +30,12 @@ def test_the_default_curriculum_is_what_did_best_and_the_demo_shows_more() -> No
     assert students(snips) == {"sft": "base", "prune": "sft", "heal": "prune"}
 
 
+def test_sft_is_as_distillation_but_for_the_teacher() -> None:
+    config = pipeline("distill.learning_rate=0.01", "distill.losses={tail_penalty = 10.0}", "distill.min_divergence=0.1", "sft.epochs=7")
+    assert (config.sft.learning_rate, config.sft.epochs, config.sft.min_divergence) == (0.01, 7, None)
+    assert config.sft.losses.weights() == {"cross_entropy": 1}
+
+
 def test_any_order_links_every_stage_to_the_one_before_it() -> None:
     config = pipeline('curriculum=["sft", "rl", "distill", "on_policy"]', 'base="mine"')
     assert students(config) == {

@@ -13,7 +13,7 @@ from supertiny.records import Rollout
 from supertiny.train.config import DistillConfig, ValidationConfig
 from supertiny.train.distill import _read
 from supertiny.train.prompts import split
-from supertiny.train.replay import with_replay
+from supertiny.train.replay import to_ask, with_replay
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,15 @@ def test_replayed_prompts_are_among_those_kept_out_by_the_share_that_they_have_i
     for part in _read(config, parents):
         replayed = [rollout for rollout in part if rollout.prompt.slice == "replayed"]
         assert len(replayed) == round((len(part) - len(replayed)) / 3) > 0
+
+
+def test_prompts_without_a_reference_are_not_asked_nor_counted(rollouts: list[Rollout]) -> None:
+    bare = rollouts[1].model_copy(update={"prompt": rollouts[1].prompt.model_copy(update={"reference": None})})
+    assert to_ask([rollouts[0], bare, rollouts[0]]) == [rollouts[0]]
+
+
+def test_of_few_rows_one_is_replayed_all_the_same(rollouts: list[Rollout]) -> None:
+    assert len(with_replay(rollouts[:2], {"june": rollouts[8:]}, fraction=0.05, seed=0)) == 3
 
 
 def test_what_is_kept_out_is_not_trained_on(rollouts: list[Rollout]) -> None:

@@ -122,6 +122,15 @@ def test_stages_of_another_curriculum_stand_in_their_own_order(tmp_path: Path) -
     assert [stage.name for stage in write_report(str(tmp_path)).stages] == ["teacher", "base", "rl", "distill", "awq"]
 
 
+@pytest.mark.parametrize("transfer", ["sft", "on_policy"])
+def test_the_size_is_compared_with_the_student_that_was_cut_whatever_made_it(transfer: str, tmp_path: Path) -> None:
+    for name in ("teacher", "base", transfer, "awq"):
+        publish(tmp_path, name, 960)
+    gate(GateConfig(run_root=str(tmp_path)))
+    write_report(str(tmp_path))
+    assert f" of {transfer}, with " in (tmp_path / "report.html").read_text()
+
+
 def test_a_changed_price_needs_no_new_evaluation(tmp_path: Path) -> None:
     publish_run(tmp_path)
     table = tmp_path / "prices.toml"

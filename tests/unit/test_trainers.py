@@ -130,6 +130,13 @@ def test_a_notice_in_the_last_step_does_not_keep_the_run_from_its_end(step: int,
     assert control.should_save is saved
 
 
+def test_a_run_that_goes_on_has_the_checkpoints_that_its_config_says_now(folder: Path, tmp_path: Path) -> None:
+    config = validate(RlConfig, {**BATCH, "group_size": 2, "checkpoint_every_steps": 5}, "test")
+    before = TrainerState(global_step=50, save_steps=50)
+    SealCheckpoints(tmp_path).on_train_begin(grpo.trainer_settings(config, 1, folder), before, TrainerControl())
+    assert before.save_steps == 5
+
+
 @pytest.mark.parametrize(("step", "saved"), [(STEPS - 1, True), (STEPS, False)])
 def test_there_is_no_checkpoint_after_the_last_step_which_a_run_could_not_go_on_from(step: int, saved: bool, tmp_path: Path) -> None:
     control = TrainerControl(should_save=True)

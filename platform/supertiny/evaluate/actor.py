@@ -76,11 +76,15 @@ def measure_in_actor(model_path: Path, config: EvaluateConfig, prompts: Sequence
 def _ask(model_path: Path, config: EvaluateConfig, prompts: Sequence[Prompt]) -> Measurement:
     """Of the evaluator that lives, or of a new one; one with GPUs gives them back."""
     actor = evaluator(config.num_gpus, config.start_limit_seconds, config.labels)
+    kept = not config.num_gpus
     try:
         measurement: Measurement = ray.get(actor.measure.remote(str(model_path), config, list(prompts)))
         return measurement
+    except RayActorError:  # gone, or out of reach and perhaps still at it
+        kept = False
+        raise
     finally:
-        if config.num_gpus:
+        if not kept:
             ray.kill(_EVALUATORS.pop(_key(config.num_gpus, config.labels)))
 
 

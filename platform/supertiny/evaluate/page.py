@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from supertiny.evaluate import phrases, plots
-from supertiny.evaluate.schema import Choice, Curves, GateResult, Report, Stage
+from supertiny.evaluate.schema import TRANSFERS, Choice, Curves, GateResult, Report, Stage
 
 
 def render_page(report: Report) -> str:
@@ -72,7 +72,7 @@ def _tiles(report: Report) -> str:
         ratio = ours.usd_per_thousand_correct / theirs.usd_per_thousand_correct
         costs = " against ".join(phrases.usd_per_million(stage.usd_per_thousand_correct) for stage in (ours, theirs))
         tiles.append((phrases.times(ratio), "cost of a right answer", f"per million: {costs} of {teacher}, on a busy machine"))
-    student = phrases.stage(report, "rl") or phrases.stage(report, "distill") or theirs
+    student = next((stage for stage in reversed(report.stages) if stage.name in TRANSFERS), theirs)
     sizes = f"{phrases.size(ours.bytes)} against {phrases.size(student.bytes)} of {student.name}"
     fewer = 1 - ours.parameters / student.parameters
     tiles.append((phrases.times(ours.bytes / student.bytes), "size", f"{sizes}, with {phrases.percent(fewer)} fewer parameters"))

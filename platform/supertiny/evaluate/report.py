@@ -13,10 +13,10 @@ from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.curves import read_curves
 from supertiny.evaluate.page import render_page
-from supertiny.evaluate.schema import Ab, Choice, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
+from supertiny.evaluate.schema import TRANSFERS, Ab, Choice, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
 from supertiny.records import Parity
 
-STAGES = ("teacher", "base", "sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "w8a8")
+STAGES = ("teacher", "base", *TRANSFERS, "prune", "heal", "awq", "w8a8")
 """The chain's models, in the order of those that stand at one place of it; others come after them."""
 PACKAGES = ("ray", "vllm", "torch", "transformers", "trl", "deepspeed", "llmcompressor", "supertiny")
 EVALUATION = "eval-"

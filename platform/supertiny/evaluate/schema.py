@@ -10,6 +10,9 @@ from supertiny.evaluate.compare import Difference, GateVerdict, Interval
 from supertiny.evaluate.config import System
 from supertiny.records import Parity, Record
 
+TRANSFERS = ("sft", "distill", "on_policy", "rl")
+"""Stages that make the student, whichever of them a curriculum has."""
+
 
 class Latency(Record):
     """Seconds from a question to its whole answer, nothing else being asked."""

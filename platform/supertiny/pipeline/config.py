@@ -67,9 +67,10 @@ class PipelineConfig(JobConfig):
     """The teacher's rollouts."""
     curriculum: tuple[Transfer, ...] = ("sft",)
     """Sections whose stages make the student of `base`, in their order, each once; the others are not run. The first takes `base`, every
-    other one what the one before it made, unless it says otherwise itself. SFT alone is what did best on both tasks (docs/log.md)."""
+    other one what the one before it made, unless it says otherwise itself. SFT alone, since nothing did better for sure where it was
+    measured (docs/log.md)."""
     sft: DistillConfig
-    """Cross-entropy on the accepted completions alone."""
+    """Cross-entropy on the accepted completions alone; what its section leaves out is as in `distill`."""
     distill: DistillConfig
     """The teacher's distribution over its own completions."""
     on_policy: DistillConfig
@@ -129,6 +130,7 @@ class PipelineConfig(JobConfig):
         top = {key: values[key] for key in SHARED if key in values}
         teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
+        inputs["sft"] = _merged(_without_teacher(values.get("distill")), inputs.get("sft", {}))
         inputs["parity"] = _where_evaluated(values.get("evaluate") or {})
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
         for name, start in CHAIN.items():
@@ -162,6 +164,12 @@ class PipelineConfig(JobConfig):
         if twice:
             raise ValueError(f"{', '.join(twice)} is there twice: a section publishes one artifact")
         return curriculum
+
+
+def _without_teacher(distill: Any) -> dict[str, Any]:
+    """Settings of `distill` that SFT has too."""
+    others = ("name", "student", "mode", "on_policy", "losses", "min_divergence")
+    return {key: value for key, value in distill.items() if key not in others} if isinstance(distill, Mapping) else {}
 
 
 def _where_evaluated(evaluate: Mapping[str, Any]) -> dict[str, Any]:

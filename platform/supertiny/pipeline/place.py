@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from supertiny.lost_nodes import despite_lost_nodes
 from supertiny.room import NO_GROWTH, can_grow_to, nodes_there
 
 S = TypeVar("S", bound=PlacedConfig)
+NODE_SECONDS = 300
+"""Longest wait for a node in a lost one's place, where there is no autoscaler to ask for one."""
 
 
 def run_at_place(work: Callable[[S], Artifact], stage: S) -> Artifact:
@@ -33,8 +36,25 @@ def run_at_place(work: Callable[[S], Artifact], stage: S) -> Artifact:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
     check_places([stage])
     task = ray.remote(_run).options(name=work.__name__, **task_options(stage.place))
-    made: Artifact = despite_lost_nodes(stage.name, lambda: ray.get(task.remote(work, stage)))
-    return made
+
+    def ask() -> Artifact:
+        _await_place(stage)
+        made: Artifact = ray.get(task.remote(work, stage))
+        return made
+
+    return despite_lost_nodes(stage.name, ask)
+
+
+def _await_place(stage: PlacedConfig) -> None:
+    """Where a node was lost another one may be on its way, of which Ray knows nothing: KubeRay's, in a group of a fixed size."""
+    deadline = time.monotonic() + NODE_SECONDS
+    while True:
+        try:
+            return check_places([stage])
+        except PlanTooBig:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
 
 
 def _run(work: Callable[[Any], Artifact], stage: PlacedConfig) -> Artifact:

@@ -19,11 +19,11 @@ from supertiny.train.checkpoints import newest_good
 from supertiny.train.config import DistillConfig, TrainConfig
 from supertiny.train.draw import check_enough, run_draw
 from supertiny.train.metrics import read_metrics
-from supertiny.train.objective import check_teacher
+from supertiny.train.objective import check_teacher, takers
 from supertiny.train.packing import check_teachers_tokens, check_tokens, pack
 from supertiny.train.plan import DistillPlan
 from supertiny.train.prompts import judgeable, render_prompts, split, write_prompts
-from supertiny.train.replay import once_a_prompt, renamed, with_replay
+from supertiny.train.replay import renamed, to_ask, with_replay
 from supertiny.train.stopping import end_if_told
 from supertiny.train.students import carry_over, check_same_tokenizer, model_size, open_tokenizer, vocabulary_size
 from supertiny.train.workers import check_fits, checkpoints_in, run_workers
@@ -65,7 +65,7 @@ def open_student(config: TrainConfig) -> Artifact:
 
 
 def _read(config: DistillConfig, parents: Mapping[str, Artifact]) -> tuple[list[Rollout], list[Rollout]]:
-    """The rollouts to train on, and one of each prompt that is kept out; replayed ones among both, by one share. None has the top-k."""
+    """The rollouts to train on, and those of the prompts that are kept out; replayed ones among both, by one share. None has the top-k."""
     rest, kept_out = split(read_rollouts(parents["rollouts"].path, top_k=False), config.validation)
     if config.replay is None:
         return rest, kept_out
@@ -73,8 +73,8 @@ def _read(config: DistillConfig, parents: Mapping[str, Artifact]) -> tuple[list[
         name: split(read_rollouts(parents[f"replay:{name}"].path, top_k=False), config.validation) for name in config.replay.rollouts
     }
     train_on = with_replay(rest, {name: parts[0] for name, parts in earlier.items()}, config.replay.fraction, config.seed)
-    ask = {name: once_a_prompt(parts[1]) for name, parts in earlier.items()}
-    return train_on, with_replay(once_a_prompt(kept_out), ask, config.replay.fraction, config.seed) if kept_out else []
+    ask = {name: to_ask(parts[1]) for name, parts in earlier.items()}
+    return train_on, with_replay(to_ask(kept_out), ask, config.replay.fraction, config.seed) if kept_out else []
 
 
 def _whole(chosen: Sequence[Rollout], config: DistillConfig, parents: Mapping[str, Artifact]) -> Iterator[Rollout]:
@@ -96,7 +96,7 @@ def _train_off_policy(config: DistillConfig, parents: Mapping[str, Artifact], fo
         raise ConfigError(f"none of the {len(table)} rollouts in {rollouts} has at most {config.max_tokens} tokens; raise max_tokens")
     check_tokens(rows, vocabulary_size(student), rollouts)
     for artifact in (parents[name] for name in parents if name == "rollouts" or name.startswith("replay:")):
-        if (teacher := _teacher_of(artifact, config.run_root)) is not None:
+        if takers(config) and (teacher := _teacher_of(artifact, config.run_root)) is not None:
             check_teachers_tokens(rows, tokenizer, open_tokenizer(teacher), artifact.path)
     check_teacher(config, rows, rollouts)
     if config.quantization_aware:

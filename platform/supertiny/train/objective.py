@@ -39,16 +39,21 @@ def objective_of(config: DistillConfig) -> Objective:
     return Objective(tuple(config.losses.weights()), config.min_divergence, entropy=True)
 
 
+def takers(config: DistillConfig) -> list[str]:
+    """The settings that are made of the teacher's top-k."""
+    terms = [f"losses.{name}" for name in config.losses.weights() if name in TEACHER_TERMS]
+    return [*terms, *(["min_divergence"] if config.min_divergence is not None else [])]
+
+
 def check_teacher(config: DistillConfig, rows: PackedRows, rollouts: Path) -> None:
     """Refuse terms that would be 0 in every step.
 
     Raises:
         ConfigError: no row has the teacher's top-k, and a term or the mask is made of it.
     """
-    takers = [f"losses.{name}" for name in config.losses.weights() if name in TEACHER_TERMS]
-    takers += ["min_divergence"] if config.min_divergence is not None else []
-    if takers and not len(rows.top_k_ids_MK):
+    taking = takers(config)
+    if taking and not len(rows.top_k_ids_MK):
         raise ConfigError(
-            f"{' and '.join(takers)} without effect: none of the {len(rows.rollout_ids)} rows of {rollouts} has the teacher's top-k; "
+            f"{' and '.join(taking)} without effect: none of the {len(rows.rollout_ids)} rows of {rollouts} has the teacher's top-k; "
             "make the rollouts with a teacher that gives log-probabilities, or train on [losses] cross_entropy alone"
         )

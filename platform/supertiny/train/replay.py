@@ -20,17 +20,18 @@ def with_replay(new: Sequence[Rollout], earlier: Mapping[str, Sequence[Rollout]]
         earlier: by the name of their artifact, which is put before the ids: two artifacts may have a prompt of one id and other tools.
     """
     pool = [rollout for name, rollouts in earlier.items() for rollout in renamed(name, rollouts)]
-    wanted = round(fraction / (1 - fraction) * len(new))
+    wanted = max(1, round(fraction / (1 - fraction) * len(new)))
     if wanted > len(pool):
         log.warning("replay: %d earlier rollouts where %d would be %.0f %% of all; taking them all", len(pool), wanted, 100 * fraction)
     return [*new, *random.Random(seed).sample(pool, min(wanted, len(pool)))]
 
 
-def once_a_prompt(rollouts: Iterable[Rollout]) -> list[Rollout]:
-    """The first rollout of each prompt, where its prompt alone matters."""
+def to_ask(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """The first rollout of each prompt that has a reference, which its answer can be judged by."""
     first: dict[str, Rollout] = {}
     for rollout in rollouts:
-        first.setdefault(rollout.prompt.id, rollout)
+        if rollout.prompt.reference is not None:
+            first.setdefault(rollout.prompt.id, rollout)
     return list(first.values())
 
 

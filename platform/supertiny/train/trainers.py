@@ -219,6 +219,10 @@ class SealCheckpoints(TrainerCallback):
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer on every worker; the state of a run that goes on has the interval of before."""
+        state.save_steps = args.save_steps
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer on every worker, after it has decided; after the last step nothing is left to go on with."""
         control.should_save = control.should_save and state.global_step < state.max_steps
