@@ -4,6 +4,7 @@ SupertinyError
 ├── ConfigError         (ValueError)         the config, a flag or an override is wrong: exit status 2
 ├── MissingInput        (FileNotFoundError)  a model, data file or artifact is not where the config says
 ├── CorruptArtifact     (ValueError)         a file differs from its manifest's hash, or cannot be read
+├── InUse               (RuntimeError)       another process is making the artifact
 ├── PlanTooBig          (RuntimeError)       the cluster can never give what the plan asks for
 ├── BudgetExceeded      (RuntimeError)       the work costs, or will cost, more dollars than the config allows
 ├── NoProgress          (TimeoutError)       something made no progress for longer than its limit
@@ -29,16 +30,16 @@ class ConfigError(SupertinyError, ValueError):
     """The config, a flag or an override is wrong."""
 
 
-class InUse(ConfigError):
-    """Another process is making the artifact."""
-
-
 class MissingInput(SupertinyError, FileNotFoundError):
     """A model, data file or artifact is not where the config says."""
 
 
 class CorruptArtifact(SupertinyError, ValueError):
     """A file differs from its manifest's hash, or cannot be read."""
+
+
+class InUse(SupertinyError, RuntimeError):
+    """Another process is making the artifact."""
 
 
 class PlanTooBig(SupertinyError, RuntimeError):

@@ -15,7 +15,7 @@ import pytest
 from supertiny import artifacts
 from supertiny.artifacts import MANIFEST, Artifact
 from supertiny.config import StageConfig
-from supertiny.errors import ConfigError, CorruptArtifact, MissingInput
+from supertiny.errors import CorruptArtifact, InUse, MissingInput
 
 Build = Callable[[Path], Mapping[str, Any]]
 
@@ -92,7 +92,7 @@ artifacts.make(StageConfig(name="copy", run_root=sys.argv[1]), "model", {}, buil
     assert first.stdout is not None
     assert first.stdout.readline() == "building\n"
     config = StageConfig(name="copy", run_root=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"another process is making .*\.copy\..*\.partial; wait for it, or end it first"):
+    with pytest.raises(InUse, match=r"another process is making .*\.copy\..*\.partial; wait for it, or end it first"):
         artifacts.make(config, "model", {}, _never)
     first.kill()
     first.wait()
