@@ -5,6 +5,7 @@ import pytest
 from supertiny.config import validate
 from supertiny.errors import ConfigError
 from supertiny.train.config import DistillConfig, RlConfig
+from supertiny.train.draw import draws_with_vllm
 from supertiny.train.judge_reward import JudgeReward
 from supertiny.train.loss_config import WHOLE_TEACHER, LossWeights
 from supertiny.train.losses import TERMS
@@ -176,6 +177,14 @@ def test_a_judge_comes_with_its_weight_and_its_price_changes_no_result() -> None
 def test_how_a_training_is_run_and_watched_is_no_part_of_its_key(conduct: dict[str, Any]) -> None:
     for config in (RlConfig, DistillConfig):
         assert validate(config, conduct, "test").settings() == validate(config, {}, "test").settings()
+
+
+def test_what_draws_with_vllm_is_known_in_either_way_to_draw() -> None:
+    vllm = {"generation": "vllm"}
+    assert draws_with_vllm(validate(RlConfig, {"device": "gpu", **vllm}, "test"))
+    assert draws_with_vllm(validate(DistillConfig, {"device": "gpu", "mode": "on_policy", "on_policy": vllm}, "test"))
+    assert not draws_with_vllm(validate(RlConfig, {}, "test"))
+    assert not draws_with_vllm(validate(DistillConfig, {}, "test"))
 
 
 def test_a_range_of_workers_must_divide_the_batch_at_every_number() -> None:

@@ -47,11 +47,16 @@ def run_draw(
         checkpoints=checkpoints_in(folder),
         output=folder,
     )
-    draws = config if isinstance(config, RlConfig) else config.on_policy
-    last = run_workers(work, plan, config, folder, compiles=draws is not None and draws.generation == "vllm")
+    last = run_workers(work, plan, config, folder, compiles=draws_with_vllm(config))
     carry_over(student, folder)
     shutil.rmtree(working)
     return last
+
+
+def draws_with_vllm(config: RlConfig | DistillConfig) -> bool:
+    """Whether the completions come from vLLM, which needs torch's compiler in the workers."""
+    draws = config if isinstance(config, RlConfig) else config.on_policy
+    return draws is not None and draws.generation == "vllm"
 
 
 def check_enough(prompts: Sequence[RenderedPrompt], needed: int, reason: str, rollouts: Path) -> None:
