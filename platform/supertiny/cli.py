@@ -36,7 +36,7 @@ def run_job(
 
     Args:
         default: config file used where `--config` is not given, relative to the checkout.
-        estimate: what `--dry-run` logs besides, in a line: what the job will take.
+        estimate: what `--dry-run` logs besides: what the job will take. It may raise what the job would, and ends it alike.
 
     Returns:
         The process's exit status.
@@ -64,9 +64,7 @@ def run_job(
         log.info("supertiny %s, code %s, revision %s%s; outputs in %s", package_version(), code_hash(), config.git_revision, image, outputs)
     if not flags.dry_run:
         return exit_status(lambda: main(config))
-    if estimate is not None:
-        log.info("%s", estimate(config))
-    return 0
+    return exit_status(lambda: log.info("%s", estimate(config))) if estimate is not None else 0
 
 
 class JsonLines(logging.Formatter):

@@ -177,6 +177,13 @@ def test_to_nearest_is_the_rounding_that_a_student_is_trained_through(form: Form
     assert apart < 0.05 * moved
 
 
+def test_groups_that_no_worker_has_whole_are_refused(run_root: Path):
+    from supertiny.compress.quantize import quantize
+
+    with pytest.raises(ConfigError, match="group_size 128 does not divide the student's num_attention_heads x head_dim 128 over 2 workers"):
+        quantize(QuantizeConfig(run_root=str(run_root), name="split", tensor_parallel_size=2))
+
+
 def test_a_quantized_student_is_not_quantized_again(run_root: Path):
     from supertiny.compress.quantize import quantize
 

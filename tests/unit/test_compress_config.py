@@ -39,6 +39,13 @@ def test_smoothing_is_a_setting_of_calibrated_w8a8():
             validate(QuantizeConfig, {**others, "smoothing_strength": 0.5}, "test")
 
 
+def test_workers_are_a_setting_of_formats_in_groups_and_change_no_weight():
+    config = load(QuantizeConfig, DEMO / "awq.toml", ["tensor_parallel_size=2"])
+    assert config.settings() == load(QuantizeConfig, DEMO / "awq.toml").settings()
+    with pytest.raises(ConfigError, match="tensor_parallel_size: without effect on w8a8, which has no groups"):
+        load(QuantizeConfig, DEMO / "w8a8.toml", ["tensor_parallel_size=2"])
+
+
 def test_to_nearest_no_scales_are_tried():
     assert validate(QuantizeConfig, {"rounding": "nearest"}, "test").num_scales is None
     with pytest.raises(ConfigError, match="num_scales: without effect where every weight is rounded to nearest"):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from supertiny.compress.shapes import Shape, check_group_size, check_heads, kernel_problems, read_shape, shrink_config
+from supertiny.compress.shapes import Shape, check_group_size, check_heads, kernel_problems, read_shape, share_problems, shrink_config
 from supertiny.errors import ConfigError
 
 QWEN_HALF_BILLION = {
@@ -72,6 +72,25 @@ def test_a_group_that_does_not_divide_a_width_is_refused():
         check_group_size(shape, 64)
 
 
+def test_a_group_that_does_not_divide_a_workers_share_is_refused():
+    shape = read_shape(QWEN_HALF_BILLION)
+    check_group_size(shape, 128)
+    check_group_size(shape, 64, 2)
+    with pytest.raises(ConfigError, match="group_size 128 does not divide the student's num_attention_heads x head_dim 896 over 2 workers"):
+        check_group_size(shape, 128, 2)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_key_value_heads_that_a_config_leaves_out_are_those_of_transformers_or_refused(model_type: str):
+    from transformers import AutoConfig
+
+    without = {name: value for name, value in TINY.items() if name != "num_key_value_heads"}
+    llama = AutoConfig.for_model(**{**without, "model_type": "llama"})
+    assert read_shape({**without, "model_type": "llama"}).num_key_value_heads == llama.num_key_value_heads == 4
+    with pytest.raises(ConfigError, match=r"config\.json has no num_key_value_heads"):
+        read_shape({**without, "model_type": model_type})
+
+
 def test_a_config_without_a_size_is_refused_by_its_name():
     with pytest.raises(ConfigError, match=r"config\.json has no intermediate_size"):
         read_shape({name: value for name, value in TINY.items() if name != "intermediate_size"})
@@ -102,6 +121,13 @@ def test_kernels_refuse_odd_widths_and_vocabularies_by_name():
         "down_proj: 700 inputs a worker are no multiple of 128",
         "vocab_size 1000 is no multiple of 64",
     ]
+
+
+def test_sizes_that_workers_cannot_share_evenly_are_named():
+    shape = replace(read_shape(TINY), vocab_size=1000)
+    assert share_problems(shape, 2) == []
+    assert share_problems(shape, 3) == ["3 workers do not divide padded vocab_size 1024"]
+    assert "5 workers do not divide intermediate_size 768" in kernel_problems(shape, 5)
 
 
 def test_two_workers_want_shares_that_kernels_take():

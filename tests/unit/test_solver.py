@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,17 @@ JOB = Path(__file__).parents[2] / "jobs" / "prune.py"
 def solved(values: dict, axis: str, limits: Limits = Limits(), **target) -> Shape:  # noqa: B008 - frozen
     shape = read_shape(values)
     return solve(shape, axis, target_of(PruneConfig(axis=axis, **target), shape), limits)
+
+
+def every_cut(shape: Shape, axis: str, workers: int) -> list[Shape]:
+    """All smaller shapes along an axis that kernels take, the plain way."""
+    sizes = {
+        "vocab_size": range(256, shape.vocab_size, 128) if "vocab" in axis else [shape.vocab_size],
+        "num_hidden_layers": range(1, shape.num_hidden_layers) if "depth" in axis else [shape.num_hidden_layers],
+        "intermediate_size": range(128, shape.intermediate_size, 128) if "width" in axis else [shape.intermediate_size],
+    }
+    cuts = (replace(shape, **dict(zip(sizes, each, strict=True))) for each in product(*sizes.values()))
+    return [cut for cut in cuts if not kernel_problems(cut, workers) and cut.vocab_size % (128 * workers) == 0]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +84,7 @@ def test_what_is_solved_meets_the_target_and_cuts_every_axis_named(axis: str, fr
     try:
         smaller = solve(shape, axis, target, Limits(tensor_parallel_size=workers))
     except ConfigError:
+        assert not [cut for cut in every_cut(shape, axis, workers) if target.least <= cut.num_parameters <= target.most]
         return
     assert target.least <= smaller.num_parameters <= target.most
     assert (smaller.vocab_size < shape.vocab_size) == ("vocab" in axis)
@@ -82,6 +96,27 @@ def test_what_is_solved_meets_the_target_and_cuts_every_axis_named(axis: str, fr
 def test_the_student_need_not_please_the_kernels_where_nothing_is_cut():
     values = {**TINY, "vocab_size": 1001}
     assert solved(values, "depth").vocab_size == 1001
+
+
+THREE_WORKERS = {
+    **{"model_type": "llama", "vocab_size": 1152, "hidden_size": 576, "intermediate_size": 1024, "num_hidden_layers": 4},
+    **{"num_attention_heads": 9, "num_key_value_heads": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("axis", "size", "uncut"),
+    [("depth", "intermediate_size", "intermediate_size 1024"), ("depth+width", "vocab_size", "padded vocab_size 1024")],
+)
+def test_a_size_that_workers_cannot_share_has_to_be_cut(axis: str, size: str, uncut: str):
+    values = {**THREE_WORKERS, "vocab_size": 1152 if size == "intermediate_size" else 1000}
+    limits, settings = Limits(tensor_parallel_size=3), {"target_parameters_fraction": 0.8, "tolerance_fraction": 0.5}
+    with pytest.raises(
+        ConfigError, match=f"no {axis.replace('+', '.')} reaches it; the nearest is none: 3 workers do not divide {uncut}, which"
+    ):
+        solved(values, axis, limits, **settings)
+    cut = solved(values, "vocab+depth+width", limits, **settings)
+    assert (cut.intermediate_size % 384, cut.vocab_size % 384) == (0, 0)
 
 
 def test_a_target_below_every_shape_names_the_nearest():
@@ -136,6 +171,15 @@ def test_a_format_whose_groups_do_not_divide_a_width_has_no_size(tmp_path: Path)
     assert float(student.split()[-2]) > 0
 
 
+def test_a_format_whose_groups_do_not_divide_a_workers_share_has_no_size(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
+    lines = {
+        workers: describe(PruneConfig(student=str(tmp_path), axis="depth", tensor_parallel_size=workers)).splitlines() for workers in (1, 2)
+    }
+    sizes = {workers: next(line.split()[-1] for line in each if line.startswith("student")) for workers, each in lines.items()}
+    assert sizes == {1: "458.3", 2: "-"}
+
+
 @pytest.mark.parametrize("target", ["target_parameters=405000000", "target_bytes=810000000"])
 def test_each_target_can_be_set_on_the_shipped_config(tmp_path: Path, target: str):
     path = tmp_path / "config.json"
@@ -148,12 +192,45 @@ def test_each_target_can_be_set_on_the_shipped_config(tmp_path: Path, target: st
 
 def test_a_dry_run_refuses_workers_that_no_cut_can_give_whole_heads(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
-    assert "4 workers do not divide 14 heads" in describe(PruneConfig(student=str(tmp_path), tensor_parallel_size=4))
+    with pytest.raises(ConfigError, match="4 workers do not divide 14 heads"):
+        describe(PruneConfig(student=str(tmp_path), tensor_parallel_size=4))
 
 
-def test_a_dry_run_says_what_is_supported(tmp_path: Path):
+def test_a_dry_run_of_a_student_that_cannot_be_cut_ends_as_the_cut_would(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    assert "supported: llama, qwen2, qwen3" in describe(PruneConfig(student=str(tmp_path)))
+    ran = subprocess.run(
+        [sys.executable, str(JOB), "--dry-run", "--set", f"student={tmp_path}"], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 2
+    assert "error: cannot compress a model of model_type 'gpt2'; supported: llama, qwen2, qwen3" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"axis": "vocab", "target_parameters_fraction": 0.8}, "no vocab reaches it; the nearest is vocab_size 256"),
+        (
+            {"axis": "width", "intermediate_size": 640, "target_parameters_fraction": 0.8},
+            "no width reaches it; the nearest is intermediate_size 640",
+        ),
+    ],
+)
+def test_a_dry_run_whose_own_axis_does_not_reach_the_target_fails_after_the_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, settings: dict, problem: str
+):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    with caplog.at_level("INFO"), pytest.raises(ConfigError, match=problem):
+        describe(PruneConfig(student=str(tmp_path), **settings))
+    (table,) = caplog.messages
+    assert ["depth", "1,024", "3", "768"] in [line.split()[:4] for line in table.splitlines()]
+    assert f"{settings['axis']}: target_parameters_fraction 0.8" in table
+
+
+def test_a_target_in_bytes_is_refused_where_the_cut_would_have_other_weights(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "dtype": "float32"}))
+    with pytest.raises(ConfigError, match="target_bytes counts two bytes a parameter, and a cut of this student stays float32"):
+        describe(PruneConfig(student=str(tmp_path), axis="depth", target_bytes=6_000_000))
+    describe(PruneConfig(student=str(tmp_path), axis="depth", target_parameters=2_700_000))
 
 
 def test_a_dry_run_of_a_student_that_is_not_made_yet_says_so(tmp_path: Path):

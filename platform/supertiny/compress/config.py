@@ -49,7 +49,7 @@ class PruneConfig(CompressConfig):
     target_parameters: int | None = Field(None, ge=1)
     """The same as a number of parameters."""
     target_bytes: int | None = Field(None, ge=1)
-    """The same as bytes of all weights in bfloat16."""
+    """The same as bytes of all weights in bfloat16, which the student's have to be in."""
     target_seconds_per_token: float | None = Field(None, gt=0)
     """The same as seconds a token at batch 1 in bfloat16, by the machine that `latency` was measured on."""
     latency: str = "latency"
@@ -111,6 +111,8 @@ class QuantizeConfig(CompressConfig):
     for GPUs only."""
     group_size: Literal[32, 64, 128] | None = None
     """4-bit formats only: input channels that share a scale (128 where left out); must divide every linear layer's input width."""
+    tensor_parallel_size: int = Field(1, ge=1, le=64)
+    """4-bit formats only: engine workers that the result will be split over; the groups have to divide what each has of an input width."""
     num_scales: int | None = Field(None, ge=1, le=100)
     """AWQ only, and not to nearest: candidates tried for each layer's channel scales (20 where left out; LLM Compressor's `n_grid`)."""
     smoothing_strength: float | None = Field(None, gt=0, lt=1)
@@ -119,6 +121,10 @@ class QuantizeConfig(CompressConfig):
     rounding: Literal["calibrated", "nearest"] = "calibrated"
     """`calibrated`: AWQ or GPTQ, by the calibration rows. `nearest`: every weight to the nearest value that the format holds, which is what
     `quantization_aware` distillation trains for."""
+
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, without the workers, which change no weight."""
+        return {key: value for key, value in super().settings().items() if key != "tensor_parallel_size"}
 
     @model_validator(mode="before")
     @classmethod
@@ -136,6 +142,8 @@ class QuantizeConfig(CompressConfig):
         if without_effect:
             having = [name for name, settings in FORMAT_DEFAULTS.items() if without_effect[0] in settings]
             raise ValueError(f"{', '.join(without_effect)}: without effect on {form}; only {' and '.join(having)} has it")
+        if values.get("tensor_parallel_size", 1) != 1 and "group_size" not in defaults:
+            raise ValueError(f"tensor_parallel_size: without effect on {form}, which has no groups")
         if values.get("smoothing_strength") is not None and (form != "w8a8" or values.get("rounding") == "nearest"):
             raise ValueError("smoothing_strength: without effect; only calibrated w8a8 has it")
         return {**defaults, **{key: value for key, value in values.items() if value is not None or key not in defaults}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,32 +11,38 @@ from typing import Any
 from supertiny.artifacts import open_artifact, resolve
 from supertiny.compress.config import AXES, Axis, PruneConfig
 from supertiny.compress.latency import LatencyModel, read_latency
-from supertiny.compress.shapes import Shape, check_group_size, check_heads, kernel_problems, read_shape
-from supertiny.compress.solver import Limits, limits_of, solve, solve_all, target_of
-from supertiny.errors import ConfigError, MissingInput, SupertinyError
+from supertiny.compress.shapes import Shape, check_group_size, kernel_problems
+from supertiny.compress.solver import Limits, limits_of, solve_all, student_shape, target_of
+from supertiny.errors import ConfigError, MissingInput
 from supertiny.formats import FORMAT_DEFAULTS, Format
 
+log = logging.getLogger(__name__)
 FORMS: tuple[Format | None, ...] = (None, "w8a8", "awq_w4a16")
 COLUMNS = ("axis", "vocab", "layers", "width", "parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")
 
 
 def describe(config: PruneConfig) -> str:
-    """A table of the shapes that every axis and mix reaches, or why there is none. No weight is read.
+    """A table of the shapes that every axis and mix reaches, or that the student is not there yet. No weight is read.
 
     How many tokens have to stay is known once the rollouts are read, so a vocabulary here may turn out to be too small.
+
+    Raises:
+        ConfigError: the student cannot be cut, or not to the target along the config's own axis; then the table is logged before.
+        CorruptArtifact: the latencies are damaged.
     """
     try:
-        shape = read_shape(read_config(config.student, config.run_root))
-        check_heads(shape, config.tensor_parallel_size)
-        target = target_of(config, shape, _latency(config))
-        alone = limits_of(config)
-        limits = Limits(tensor_parallel_size=alone.tensor_parallel_size)
-        found = solve_all(shape, target, limits)
-        if alone != limits:
-            found[config.axis] = solve(shape, config.axis, target, alone)
-    except (SupertinyError, OSError) as error:
+        values, latency = read_config(config.student, config.run_root), _latency(config)
+    except (MissingInput, OSError) as error:
         return f"no table of shapes: {error}"
-    return f"{target.words}; * is axis {config.axis}\n{shape_table(shape, found, config.axis, config.tensor_parallel_size)}"
+    shape = student_shape(values, config)
+    target = target_of(config, shape, latency)
+    found = solve_all(shape, target, Limits(tensor_parallel_size=config.tensor_parallel_size))
+    found |= solve_all(shape, target, limits_of(config), [config.axis])
+    table = f"{target.words}; * is axis {config.axis}\n{shape_table(shape, found, config.axis, config.tensor_parallel_size)}"
+    if isinstance(own := found[config.axis], ConfigError):
+        log.info("%s", table)
+        raise own
+    return table
 
 
 def _latency(config: PruneConfig) -> LatencyModel | None:
@@ -74,25 +81,26 @@ def shape_table(shape: Shape, found: Mapping[Axis, Shape | ConfigError], chosen:
     solved = {axis: candidate for axis in AXES if isinstance(candidate := found[axis], Shape)}
     rows = [
         COLUMNS,
-        _row("student", shape, shape),
-        *(_row(f"{'* ' * (axis == chosen)}{axis}", each, shape) for axis, each in solved.items()),
+        _row("student", shape, shape, tensor_parallel_size),
+        *(_row(f"{'* ' * (axis == chosen)}{axis}", each, shape, tensor_parallel_size) for axis, each in solved.items()),
     ]
     lines = _columns(rows) + [f"{axis}: {error}" for axis, error in found.items() if isinstance(error, ConfigError)]
     problems = kernel_problems(shape, tensor_parallel_size)
     return "\n".join(lines + [f"the student itself: {problem}" for problem in problems])
 
 
-def _row(name: str, shape: Shape, student: Shape) -> tuple[str, ...]:
-    megabytes = [f"{shape.num_bytes(form) / 1e6:.1f}" if _has_format(shape, form) else "-" for form in FORMS]
+def _row(name: str, shape: Shape, student: Shape, workers: int) -> tuple[str, ...]:
+    megabytes = [f"{shape.num_bytes(form) / 1e6:.1f}" if _has_format(shape, form, workers) else "-" for form in FORMS]
     sizes = [f"{size:,}" for size in (shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size, shape.num_parameters)]
     return (name, *sizes, f"{shape.num_parameters / student.num_parameters:.3f}", *megabytes)
 
 
-def _has_format(shape: Shape, form: Format | None) -> bool:
-    """Whether a format's groups divide what they have to."""
+def _has_format(shape: Shape, form: Format | None, workers: int) -> bool:
+    """Whether a format's groups, where it has any, divide what they have to."""
     group_size = FORMAT_DEFAULTS.get(form or "", {}).get("group_size")
     try:
-        check_group_size(shape, group_size or 1)
+        if group_size:
+            check_group_size(shape, group_size, workers)
     except ConfigError:
         return False
     return True

@@ -19,8 +19,8 @@ from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
 from supertiny.compress.importance import channel_importance, kept_channels, layers_to_keep
 from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
-from supertiny.compress.shapes import Shape, check_heads, read_shape, shrink_config
-from supertiny.compress.solver import limits_of, solve, target_of
+from supertiny.compress.shapes import Shape, read_shape, shrink_config
+from supertiny.compress.solver import limits_of, solve, student_shape, target_of
 from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.config import StageConfig
 from supertiny.rollout_table import read_rollouts
@@ -77,8 +77,7 @@ def prune(config: PruneConfig) -> Artifact:
 def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyModel | None = None) -> Cut:
     """The shape to cut to and, where the vocabulary is cut, its tokens; raises ConfigError as `prune`."""
     values = _json(student / "config.json")
-    shape = read_shape(values)
-    check_heads(shape, config.tensor_parallel_size)
+    shape = student_shape(values, config)
     target = target_of(config, shape, latency)
     ways: dict[str, Any] = {"layers": config.layers or "chosen", "influence": config.influence or "similarity"}
     if "vocab" not in config.axis.split("+"):

@@ -38,14 +38,15 @@ def quantize(config: QuantizeConfig) -> Artifact:
     """The quantized student, compressed on disk; its metrics count the parameters it stands for, and its bytes.
 
     Raises:
-        ConfigError: the student is quantized already, the groups do not fit its widths, or the format is for a GPU and here is none.
+        ConfigError: the student is quantized already, the groups do not fit its widths or a worker's share of them, or the format is for a
+            GPU and here is none.
     """
     check_device(config.format, torch.cuda.is_available())
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
     shape = read_shape(json.loads((student.path / "config.json").read_text()))
     if config.group_size:
-        check_group_size(shape, config.group_size)
+        check_group_size(shape, config.group_size, config.tensor_parallel_size)
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)

@@ -96,7 +96,9 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         raise ConfigError("the student is quantized already; compress the model that it was made from")
     if config.get("mlp_bias"):
         raise ConfigError("cannot compress a llama model with mlp_bias; supported are feed-forwards without biases")
-    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    if kind == "llama" and not config.get("num_key_value_heads"):  # of the others transformers takes a number of its own
+        config = {**config, "num_key_value_heads": config.get("num_attention_heads")}
+    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     missing = [name for name in needed if not (isinstance(config.get(name), int) and config[name] > 0)]
     if missing:
         raise ConfigError(f"the model's config.json has no {', '.join(missing)}; expected those of a {kind} model")
@@ -104,7 +106,6 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     return Shape(
         model_type=kind,
         **{name: config[name] for name in needed},
-        num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         head_dim=config.get("head_dim") or head_dim,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         attention_bias=kind != "qwen2" and bool(config.get("attention_bias", False)),
@@ -117,7 +118,8 @@ def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
     Every linear layer's share of a worker: inputs a multiple of 128, outputs of 64. Whole heads a worker; key-value heads are repeated
     where there are fewer than workers.
     """
-    workers, problems = tensor_parallel_size, _head_problems(shape, tensor_parallel_size)
+    workers = tensor_parallel_size
+    problems = [*_head_problems(shape, workers), *share_problems(shape, workers)]
     for linear in _shares(shape, workers):
         if linear.inputs % INPUT_MULTIPLE:
             problems.append(f"{linear.name}: {linear.inputs} inputs a worker are no multiple of {INPUT_MULTIPLE}")
@@ -128,26 +130,32 @@ def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
     return problems
 
 
+def share_problems(shape: Shape, workers: int) -> list[str]:
+    """Sizes that workers cannot share evenly, which engines refuse to start with; `check_heads` has those that no cut changes."""
+    rows = -(-shape.vocab_size // OUTPUT_MULTIPLE) * OUTPUT_MULTIPLE  # engines fill the embedding up to it
+    sizes = {"intermediate_size": shape.intermediate_size, "padded vocab_size": rows}
+    return [f"{workers} workers do not divide {name} {size}" for name, size in sizes.items() if size % workers]
+
+
 def check_heads(shape: Shape, tensor_parallel_size: int) -> None:
     """Check what engines insist on, and no cut changes: a whole number of heads for every worker; raises ConfigError."""
     if problems := _head_problems(shape, tensor_parallel_size):
         raise ConfigError(f"tensor_parallel_size {tensor_parallel_size}: {' and '.join(problems)}, which no cut changes")
 
 
-def check_group_size(shape: Shape, group_size: int) -> None:
-    """Check that weights can be quantized in groups of `group_size` input channels.
+def check_group_size(shape: Shape, group_size: int, tensor_parallel_size: int = 1) -> None:
+    """Check that weights can be quantized in groups of `group_size` input channels, of which every worker has whole ones.
 
     Raises:
-        ConfigError: some linear layer's input width is not a multiple of it.
+        ConfigError: some linear layer's input width is not a multiple of it, or a worker's share of the width is not.
     """
-    widths = {
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_attention_heads x head_dim": shape.num_attention_heads * shape.head_dim,
-    }
-    wrong = [f"{name} {width}" for name, width in widths.items() if width % group_size]
+    workers = tensor_parallel_size
+    shared = {"intermediate_size": shape.intermediate_size, "num_attention_heads x head_dim": shape.num_attention_heads * shape.head_dim}
+    wrong = [f"hidden_size {shape.hidden_size}"] if shape.hidden_size % group_size else []
+    wrong += [f"{name} {width}" for name, width in shared.items() if width % (group_size * workers)]
     if wrong:
-        raise ConfigError(f"group_size {group_size} does not divide the student's {' and '.join(wrong)}; take a smaller group")
+        each = f" over {workers} workers" if workers > 1 else ""
+        raise ConfigError(f"group_size {group_size} does not divide the student's {' and '.join(wrong)}{each}; take a smaller group")
 
 
 def shrink_config(config: Mapping[str, Any], shape: Shape, kept_layers: Sequence[int]) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 from supertiny.compress.config import AXES, SIZES, Axis, PruneConfig
 from supertiny.compress.latency import VOCABULARY_MULTIPLE, LatencyModel
-from supertiny.compress.shapes import INPUT_MULTIPLE, OUTPUT_MULTIPLE, Shape, kernel_problems
+from supertiny.compress.shapes import INPUT_MULTIPLE, OUTPUT_MULTIPLE, Shape, check_heads, kernel_problems, read_shape, share_problems
 from supertiny.errors import ConfigError
 
 
@@ -46,6 +46,20 @@ class Limits:
     intermediate_size: int | None = None
     tensor_parallel_size: int = 1
     """Workers that every layer has to be split over evenly."""
+
+
+def student_shape(values: Mapping[str, Any], config: PruneConfig) -> Shape:
+    """The shape of the student with this `config.json`, which can be cut as a config says.
+
+    Raises:
+        ConfigError: as `read_shape` and `check_heads`; the target is in bytes of bfloat16, and the student's weights have others.
+    """
+    shape = read_shape(values)
+    check_heads(shape, config.tensor_parallel_size)
+    kind = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
+    if config.target_bytes is not None and kind not in ("bfloat16", "float16"):
+        raise ConfigError(f"target_bytes counts two bytes a parameter, and a cut of this student stays {kind}; set target_parameters")
+    return shape
 
 
 def target_of(config: PruneConfig, shape: Shape, latency: LatencyModel | None = None) -> Target:
@@ -102,10 +116,10 @@ def solve(shape: Shape, axis: Axis, target: Target, limits: Limits = Limits()) -
     raise ConfigError(f"{target.words}: no {axis} reaches it; the nearest is {named or f'none: {_why_none(shape, axis, limits)}'}")
 
 
-def solve_all(shape: Shape, target: Target, limits: Limits = Limits()) -> dict[Axis, Shape | ConfigError]:
-    """What every axis and mix comes to, or why it reaches no target."""
+def solve_all(shape: Shape, target: Target, limits: Limits = Limits(), axes: Sequence[Axis] = AXES) -> dict[Axis, Shape | ConfigError]:
+    """What every axis and mix comes to, or why it does not reach the target."""
     found: dict[Axis, Shape | ConfigError] = {}
-    for axis in AXES:
+    for axis in axes:
         try:
             found[axis] = solve(shape, axis, target, limits)
         except ConfigError as error:
@@ -155,8 +169,9 @@ def _vocabularies(shape: Shape, target: Target, limits: Limits) -> Sequence[int]
 
 
 def _taken(candidate: Shape, shape: Shape, limits: Limits) -> Iterator[Shape]:
-    """The candidate, where kernels like nothing less in it than in the student."""
-    if set(kernel_problems(candidate, limits.tensor_parallel_size)) <= set(kernel_problems(shape, limits.tensor_parallel_size)):
+    """The candidate, where workers can share it and kernels like nothing less in it than in the student."""
+    workers = limits.tensor_parallel_size
+    if not share_problems(candidate, workers) and set(kernel_problems(candidate, workers)) <= set(kernel_problems(shape, workers)):
         yield candidate
 
 
@@ -173,7 +188,11 @@ def _fraction(shape: Shape, candidate: Shape, target: Target) -> float:
 
 
 def _why_none(shape: Shape, axis: Axis, limits: Limits) -> str:
-    if "vocab" in axis.split("+") and limits.smallest_vocab > shape.vocab_size - VOCABULARY_MULTIPLE:
+    workers, parts = limits.tensor_parallel_size, axis.split("+")
+    shareable: dict[str, Any] = {SIZES[part]: workers * INPUT_MULTIPLE for part in parts}
+    if problems := share_problems(replace(shape, **shareable), workers):
+        return f"{' and '.join(problems)}, which a cut of the {axis} leaves as it is"
+    if "vocab" in parts and limits.smallest_vocab > shape.vocab_size - VOCABULARY_MULTIPLE:
         return f"nothing is left to remove, {limits.smallest_vocab} of {shape.vocab_size} tokens have to stay"
     pinned = [f"{name} {value}" for name in SIZES.values() if (value := getattr(limits, name)) is not None]
     steps = f"widths go in steps of {INPUT_MULTIPLE}, vocabularies of {VOCABULARY_MULTIPLE}, outputs of {OUTPUT_MULTIPLE}"
