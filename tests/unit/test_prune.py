@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from compress_run import make_run, save_byte_tokenizer, tiny_student
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from supertiny.artifacts import open_artifact
+from supertiny.compress.calibration import MAX_BATCH_TOKENS
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import divergence, weight_bytes
 from supertiny.compress.importance import (
@@ -20,6 +21,7 @@ from supertiny.compress.importance import (
     mean_loss,
     window_influence,
 )
+from supertiny.compress.logits import logits_by_part
 from supertiny.compress.prune import Cut, prune, write_pruned
 from supertiny.compress.shapes import read_shape
 from supertiny.compress.solver import solve, target_of
@@ -27,6 +29,7 @@ from supertiny.errors import ConfigError
 from supertiny.rollout_table import read_rollouts
 
 BATCHES = [[[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]], [[11, 12, 13]]]
+LONG = [[number % 384 for number in range(MAX_BATCH_TOKENS + 3)]]
 
 
 def silence_channels(model: Qwen2ForCausalLM, channels: torch.Tensor) -> None:
@@ -126,9 +129,10 @@ def test_divergence_is_the_mean_kl_over_positions(tmp_path: Path):
     silence_layer(models[1], 0)
     for model, name in zip(models, "ab", strict=True):
         model.save_pretrained(tmp_path / name)
-    before, after = (torch.cat([model(torch.tensor(batch)).logits.flatten(0, 1) for batch in BATCHES]) for model in models)
+    batches = [*BATCHES, LONG]
+    before, after = (torch.cat([model(torch.tensor(batch)).logits.flatten(0, 1) for batch in batches]) for model in models)
     expected = torch.nn.functional.kl_div(after.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="batchmean")
-    moved = divergence(tmp_path / "a", tmp_path / "b", BATCHES)
+    moved = divergence(tmp_path / "a", tmp_path / "b", batches)
     assert moved["kl_nats"] == pytest.approx(expected.item(), rel=1e-4)
     assert moved["greedy_agreement"] == pytest.approx((before.argmax(-1) == after.argmax(-1)).float().mean().item())
 
@@ -235,10 +239,53 @@ def test_a_layers_influence_on_the_loss_is_what_the_loss_rises_by_without_it():
     assert rises[1] == pytest.approx(mean_loss(model, BATCHES) - whole, abs=1e-5)
 
 
+def hybrid_student() -> Qwen2ForCausalLM:
+    """As `tiny_student`, but the last two layers see four tokens back alone."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 384, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, **window, initializer_range=0.1)).eval()
+
+
+ROWS = [[[(7 * at + row) % 384 for at in range(24)] for row in range(4)]]
+"""Longer than the window."""
+
+
+def test_layers_keep_their_attention_where_one_before_them_is_left_out():
+    model = hybrid_student()
+    silence_layer(model, 0)
+    before = model.config.to_dict()
+    assert loss_influence(model, ROWS)[0] == pytest.approx(0, abs=1e-6)
+    assert model.config.to_dict() == before
+
+
+def test_a_mix_cuts_the_channels_that_matter_least_in_the_layers_that_stay(tmp_path: Path):
+    model = hybrid_student()
+    silence_layer(model, 0)
+    model.save_pretrained(tmp_path / "before")
+    shape = read_shape(model.config.to_dict())
+    shallow, narrow = replace(shape, num_hidden_layers=3), replace(shape, num_hidden_layers=3, intermediate_size=128)
+    for source, name, cut in (("before", "shallow", shallow), ("shallow", "narrow", narrow), ("before", "mix", narrow)):
+        write_pruned(tmp_path / source, tmp_path / name, Cut(cut), ROWS)
+    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("narrow", "mix")]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
 def test_mean_loss_is_the_models_own_over_whole_rows():
     model = tiny_student(1)
     ids = torch.tensor(BATCHES[0])
     assert mean_loss(model, BATCHES[:1]) == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-5)
+
+
+def test_a_long_rows_logits_never_exist_together():
+    model = tiny_student(1)
+    logits_NV, loss = model(torch.tensor(LONG)).logits[0], model(torch.tensor(LONG), labels=torch.tensor(LONG)).loss.item()
+    sizes = []
+    model.lm_head.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[:-1].numel()))
+    torch.testing.assert_close(torch.cat(list(logits_by_part(model, LONG))), logits_NV)
+    assert mean_loss(model, [LONG]) == pytest.approx(loss, rel=1e-5)
+    assert sizes == [MAX_BATCH_TOKENS, 3] * 2
 
 
 def test_an_unreachable_target_fails_before_anything_is_made(tmp_path: Path):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from supertiny.compress.calibration import Batch
+from supertiny.compress.logits import logits_by_part
 from supertiny.errors import NotFinite
 
 COPIED_FILES = (
@@ -61,21 +61,17 @@ def divergence(original: Path, compressed: Path, batches: Sequence[Batch], kept_
     kl_sum, same, tokens, kept_sum = 0.0, 0, 0, 0.0
     new_ids = {number: place for place, number in enumerate(kept_ids)} if kept_ids is not None else None
     for batch in batches:
-        p_BTV = _logprobs(before, batch)
-        if kept_ids is not None and new_ids is not None:
-            kept_BTV = p_BTV[..., torch.tensor(list(kept_ids))]
-            kept_sum += kept_BTV.exp().sum().item()
-            p_BTV = kept_BTV.log_softmax(-1)
-            batch = [[new_ids[number] for number in row] for row in batch]
-        q_BTV = _logprobs(after, batch)
-        kl_sum += (p_BTV.exp() * (p_BTV - q_BTV)).sum().item()
-        same += int((p_BTV.argmax(-1) == q_BTV.argmax(-1)).sum())
-        tokens += p_BTV.shape[0] * p_BTV.shape[1]
+        renumbered = batch if new_ids is None else [[new_ids[number] for number in row] for row in batch]
+        for before_NV, after_NV in zip(logits_by_part(before, batch), logits_by_part(after, renumbered), strict=True):
+            p_NV, q_NV = before_NV.log_softmax(-1), after_NV.log_softmax(-1)
+            if kept_ids is not None:
+                kept_NV = p_NV[:, list(kept_ids)]
+                kept_sum += kept_NV.exp().sum().item()
+                p_NV = kept_NV.log_softmax(-1)
+            kl_sum += (p_NV.exp() * (p_NV - q_NV)).sum().item()
+            same += int((p_NV.argmax(-1) == q_NV.argmax(-1)).sum())
+            tokens += len(p_NV)
     if not torch.isfinite(torch.tensor(kl_sum)):
         raise NotFinite(f"{compressed}: its logits are not finite; was {original} trained to the end?")
     moved = {"kl_nats": kl_sum / tokens, "greedy_agreement": same / tokens}
     return moved if kept_ids is None else {**moved, "dropped_mass": max(1 - kept_sum / tokens, 0.0)}
-
-
-def _logprobs(model: Any, batch: Batch) -> torch.Tensor:
-    return torch.log_softmax(model(input_ids=torch.tensor(batch)).logits, dim=-1)

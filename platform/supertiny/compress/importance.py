@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from supertiny.compress.calibration import Batch
+from supertiny.compress.calibration import MAX_BATCH_TOKENS, Batch
+from supertiny.compress.logits import logits_by_part
+
+NO_TARGET = -100
+"""Behind a row's last token, which nothing follows."""
 
 
 def layers_to_keep(
@@ -32,6 +36,15 @@ def kept_layers(influence: Sequence[float], num_kept: int) -> list[int]:
 def kept_channels(importance_F: torch.Tensor, num_kept: int) -> torch.Tensor:
     """Int (num_kept,): the most important of F channels, in their order."""
     return importance_F.topk(num_kept).indices.sort().values
+
+
+def keep_layers(model: Any, kept: Sequence[int]) -> None:
+    """Cut a model to some of its layers, in place, each with the attention that it had: transformers looks up its mask by its place."""
+    config = model.config
+    model.model.layers = torch.nn.ModuleList(model.model.layers[layer] for layer in kept)
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in kept]
 
 
 def channel_importance(model: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
@@ -86,13 +99,19 @@ def window_influence(model: Any, batches: Sequence[Batch], length: int) -> list[
 
 def loss_influence(model: Any, batches: Sequence[Batch]) -> list[float]:
     """How much the mean loss on the rows rises without each layer, nats a token: one pass over the rows a layer, and one with all."""
-    whole, layers = mean_loss(model, batches), list(model.model.layers)
-    rises = []
-    for without in range(len(layers)):
-        model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(layers) if index != without)
-        rises.append(mean_loss(model, batches) - whole)
-    model.model.layers = torch.nn.ModuleList(layers)
-    return rises
+    whole, every = mean_loss(model, batches), range(len(model.model.layers))
+    return [_loss_with(model, batches, [layer for layer in every if layer != without]) - whole for without in every]
+
+
+def _loss_with(model: Any, batches: Sequence[Batch], kept: Sequence[int]) -> float:
+    """The mean loss of some of the layers alone; the model is left as it was."""
+    config, layers = model.config, model.model.layers
+    before = {name: value for name in ("num_hidden_layers", "layer_types") if (value := getattr(config, name, None)) is not None}
+    keep_layers(model, kept)
+    loss = mean_loss(model, batches)
+    model.model.layers = layers
+    config.update(before)
+    return loss
 
 
 @torch.inference_mode()
@@ -100,10 +119,10 @@ def mean_loss(model: Any, batches: Sequence[Batch]) -> float:
     """Mean -log p of every token but a row's first, nats: the logarithm of the perplexity."""
     total, tokens = 0.0, 0
     for batch in batches:
-        ids_BT = torch.tensor(batch)
-        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
-        total += torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum").item()
-        tokens += ids_BT[:, 1:].numel()
+        next_BT = torch.tensor([[*row[1:], NO_TARGET] for row in batch])
+        for logits_NV, next_N in zip(logits_by_part(model, batch), torch.split(next_BT.flatten(), MAX_BATCH_TOKENS), strict=True):
+            total += torch.nn.functional.cross_entropy(logits_NV.float(), next_N, ignore_index=NO_TARGET, reduction="sum").item()
+        tokens += int((next_BT != NO_TARGET).sum())
     return total / max(tokens, 1)
 
 

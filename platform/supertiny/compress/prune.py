@@ -16,7 +16,7 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
-from supertiny.compress.importance import channel_importance, kept_channels, layers_to_keep
+from supertiny.compress.importance import channel_importance, keep_layers, kept_channels, layers_to_keep
 from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
@@ -141,11 +141,10 @@ def keep_tokens(model: Any, kept_ids: Sequence[int]) -> None:
 
 def _cut_layers(model: Any, cut: Cut, batches: Sequence[Batch]) -> list[int]:
     """Remove layers in place; the indices of those that stay."""
-    every = model.model.layers
-    if cut.shape.num_hidden_layers == len(every):
-        return list(range(len(every)))
+    if cut.shape.num_hidden_layers == len(model.model.layers):
+        return list(range(cut.shape.num_hidden_layers))
     layers = layers_to_keep(model, batches, cut.shape.num_hidden_layers, cut.layers, cut.influence)
-    model.model.layers = torch.nn.ModuleList(every[layer] for layer in layers)
+    keep_layers(model, layers)
     return layers
 
 
