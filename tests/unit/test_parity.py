@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,15 +7,17 @@ import torch
 from compress_run import make_run, some_rollouts, tiny_student
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from supertiny.artifacts import open_artifact
+from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress import parity
 from supertiny.compress.config import ParityConfig
-from supertiny.compress.parity import check_passed, compare, file_problems, gap_of, kl_of_kept, prove, within
+from supertiny.compress.parity import check_passed, compare, file_problems, gap_of, kl_of_kept, prove, unlike_its_origin, within
+from supertiny.config import StageConfig
 from supertiny.errors import ConfigError, GateNotPassed
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Completion, Rollout, TopK, Usage
 
 K = 20
+CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>{# the same text #}"
 
 
 def served_by_hugging_face(folder: Path, rows: list[Rollout]) -> list[Completion]:
@@ -94,6 +97,45 @@ def test_a_proof_fails_for_a_stray_file_and_is_kept_with_its_reason(tmp_path: Pa
     proof = prove(ParityConfig(run_root=str(tmp_path), model="rl", name="after"))
     with pytest.raises(GateNotPassed, match=r"pytorch_model\.bin is no safetensors file"):
         check_passed(proof)
+
+
+def made_from(origin: str, root: Path, name: str, metrics: dict[str, Any], **changed: str) -> Artifact:
+    """A stage's copy of a model, with some files changed."""
+    source = open_artifact(origin, str(root), "model")
+
+    def build(folder: Path) -> dict[str, Any]:
+        shutil.copytree(source.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        for path, text in changed.items():
+            (folder / path).write_text(text)
+        return metrics
+
+    return make(StageConfig(name=name, run_root=str(root)), "model", {"student": source}, build)
+
+
+def test_a_tokenizer_or_template_that_is_not_its_origins_fails_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_run(tmp_path, "rl", tiny_student(2))
+    monkeypatch.setattr(parity, "score_all", lambda folder, rows, *_: served_by_hugging_face(folder, rows))
+    tokenizer = (tmp_path / "rl" / "tokenizer.json").read_text()
+    models = {
+        "same": made_from("rl", tmp_path, "same", {}),
+        "other": made_from("rl", tmp_path, "other", {}, **{"tokenizer.json": f"{tokenizer}\n", "chat_template.jinja": CHAT_TEMPLATE}),
+        "cut": made_from("rl", tmp_path, "cut", {"removed_tokens": 128}, **{"tokenizer.json": f"{tokenizer}\n"}),
+    }
+    found = {name: compare(each, some_rollouts(4), ParityConfig(run_root=str(tmp_path), model=name)) for name, each in models.items()}
+    assert {name: each.problems for name, each in found.items()} == {
+        "same": [],
+        "other": ["its tokenizer is not that of rl, which it was made from", "its template is not that of rl, which it was made from"],
+        "cut": [],
+    }
+    assert found["other"].verdict == "fail"
+
+
+def test_what_a_model_was_made_from_may_be_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    make_run(tmp_path, "rl", tiny_student(1))
+    model = made_from("rl", tmp_path, "awq", {})
+    shutil.rmtree(tmp_path / "rl")
+    assert unlike_its_origin(model, str(tmp_path)) == []
+    assert "rl, is gone or another one; tokenizer and template are not compared" in caplog.text
 
 
 def test_rollouts_that_the_engine_has_no_room_for_are_left_out(tmp_path: Path):

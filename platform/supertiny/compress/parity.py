@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.artifacts import Artifact, find_parent, make, open_artifact
 from supertiny.compress.calibration import first_rollouts
 from supertiny.compress.config import ParityConfig
 from supertiny.errors import ConfigError, GateNotPassed
@@ -25,7 +25,7 @@ from supertiny.rollout_table import read_rollouts
 log = logging.getLogger(__name__)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
 """Files that run code when they are loaded, or are code."""
-TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+TOKENIZER_FILES, TEMPLATE_FILES = ("tokenizer.json",), ("chat_template.jinja", "tokenizer_config.json")
 
 
 class Gap(NamedTuple):
@@ -66,7 +66,7 @@ def compare(model: Artifact, rows: Sequence[Rollout], config: ParityConfig) -> P
     """One model folder under vLLM and under Hugging Face, on the completions of some rollouts."""
     served = score_all(model.path, rows, config.top_k, config.engine)
     gap, unlike = gap_of(model.path, rows, served)
-    problems = [*file_problems(model), *unlike]
+    problems = [*file_problems(model), *unlike_its_origin(model, config.run_root), *unlike]
     if not gap.kl_nats <= config.max_kl_nats:
         problems.append(f"KL {gap.kl_nats:.4g} nats a token is over max_kl_nats {config.max_kl_nats}")
     if not gap.greedy_agreement >= config.min_greedy_agreement:
@@ -74,7 +74,7 @@ def compare(model: Artifact, rows: Sequence[Rollout], config: ParityConfig) -> P
     return Parity(
         verdict="fail" if problems else "pass",
         problems=problems,
-        tokenizer_sha256=_sha256(model.path, ("tokenizer.json",)),
+        tokenizer_sha256=_sha256(model.path, TOKENIZER_FILES),
         template_sha256=_sha256(model.path, TEMPLATE_FILES),
         **gap._asdict(),
     )
@@ -87,6 +87,22 @@ def file_problems(model: Artifact) -> list[str]:
     unknown = [name for name in weights if name not in model.manifest.files]
     problems = [f"{name} is no safetensors file" for name in pickles] + [f"{name} has no sha256 in the manifest" for name in unknown]
     return problems + ([] if weights else ["there are no *.safetensors"])
+
+
+def unlike_its_origin(model: Artifact, run_root: str) -> list[str]:
+    """Tokenizer or template that are not, byte for byte, those of the model that it was made from; a cut vocabulary has others."""
+    origin = model.manifest.parents.get("student")
+    if origin is None or "removed_tokens" in model.manifest.metrics:
+        return []
+    folder = find_parent(origin, run_root)
+    if folder is None:
+        log.warning(
+            "%s: what it was made from, %s, is gone or another one; tokenizer and template are not compared", model.path, origin.uri
+        )
+        return []
+    parts = {"tokenizer": TOKENIZER_FILES, "template": TEMPLATE_FILES}
+    unlike = [name for name, files in parts.items() if _sha256(model.path, files) != _sha256(folder, files)]
+    return [f"its {name} is not that of {origin.uri}, which it was made from" for name in unlike]
 
 
 def within(max_model_len: int, rows: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:
