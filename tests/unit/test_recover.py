@@ -3,15 +3,30 @@ from pathlib import Path
 import pytest
 from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_model, rows
 from pydantic import ValidationError
+from short_task import ShortTask
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
+from supertiny.errors import ConfigError
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.pipeline.recover import Stages, recover
 from supertiny.pipeline.recover_config import RecoverConfig
+from supertiny.records import Prompt
 from supertiny.train.config import DistillConfig
 
 NUM_PROMPTS = 1000
+
+
+class NumberedTask(ShortTask):
+    """The prompts of `evaluation_artifacts`, in other words."""
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """The same for every split."""
+        asked = super().prompts(split)
+        return [prompt.model_copy(update={"id": f"prompt-{at:05d}", "reference": []}) for at, prompt in enumerate(asked)]
+
+
+TASK = {"path": "test_recover:NumberedTask", "options": {"num_prompts": NUM_PROMPTS}}
 
 
 class Healer:
@@ -41,7 +56,7 @@ def healed(root: Path, right: list[int], **settings) -> tuple[dict, Healer]:
     publish_evaluation(root, teacher, rows([at < 950 for at in range(NUM_PROMPTS)]))
     publish_model(root, "prune", contents="prune")
     healer = Healer(root, right)
-    config = RecoverConfig.model_validate({"run_root": str(root), **settings})
+    config = RecoverConfig.model_validate({"run_root": str(root), "task": TASK, **settings})
     return recover(config, Stages(healer.distill, healer.evaluate, healer.quantize)).manifest.metrics, healer
 
 
@@ -108,6 +123,21 @@ def test_rounds_are_trained_through_the_rounding_that_they_are_measured_in():
 def test_a_student_of_its_own_is_refused_for_quantizing():
     with pytest.raises(ValidationError, match=r"quantize\.student: without effect; every round quantizes what healing makes of prune"):
         RecoverConfig.model_validate({"quantize": {"student": "other"}})
+
+
+def test_a_baseline_that_was_asked_other_prompts_is_refused_before_a_round(tmp_path: Path):
+    publish_evaluation(tmp_path, publish_model(tmp_path, "rl", contents="rl"), rows([True] * (NUM_PROMPTS + 1))[1:])
+    publish_model(tmp_path, "prune", contents="prune")
+    healer = Healer(tmp_path, [950])
+    config = RecoverConfig.model_validate({"run_root": str(tmp_path), "task": TASK, "quantize": {"format": "w8a8"}})
+    with pytest.raises(ConfigError, match="eval-rl did not ask the prompts of `evaluate`: 2 are in one alone, such as prompt-00000"):
+        recover(config, Stages(healer.distill, healer.evaluate, healer.quantize))
+    assert (healer.stages, healer.quantized) == ([], [])
+
+
+def test_rounds_that_could_never_pass_are_refused():
+    with pytest.raises(ValidationError, match=r"min_prompts 1000 is over evaluate\.num_prompts 200: no round could pass"):
+        RecoverConfig.model_validate({"evaluate": {"num_prompts": 200}})
 
 
 def test_a_resolved_config_is_itself_a_config():

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
+from supertiny.errors import ConfigError
 from supertiny.evaluate.compare import Difference, GateVerdict
 from supertiny.evaluate.config import EvaluateConfig, GateConfig
 from supertiny.evaluate.gate import compare, pair
-from supertiny.evaluate.judge import read_predictions
+from supertiny.evaluate.judge import choose, read_predictions
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.records import Record
+from supertiny.tasks.base import load_task
 from supertiny.train.config import DistillConfig
 
 log = logging.getLogger(__name__)
@@ -54,12 +56,13 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
 
     Raises:
         MissingInput: the cut model or the uncut model's evaluation is not there.
-        ConfigError: the baseline was evaluated on other prompts, or too few.
+        ConfigError: the baseline was evaluated on other prompts.
     """
     baseline = open_artifact(config.baseline, config.run_root, "evaluation")
     cut = open_artifact(config.heal.student, config.run_root, "model")
 
     def build(_: Path) -> Mapping[str, Any]:
+        check_baseline(config, baseline)
         rounds = heal_until_enough(config, baseline, stages or our_stages())
         ended = why_ended(rounds, config)
         best = rounds[-1] if ended == "enough" else max(rounds, key=lambda each: each.exact_match)
@@ -67,6 +70,17 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
         return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": best.model}
 
     return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
+
+
+def check_baseline(config: RecoverConfig, baseline: Artifact) -> None:
+    """Raise ConfigError, before anything is made, where the rounds would be asked other prompts than the baseline was."""
+    section = config.evaluate
+    prompts = choose(load_task(section.task).prompts(section.split), section.num_prompts, section.split)
+    if alone := {row.prompt_id for row in read_predictions(baseline)} ^ {prompt.id for prompt in prompts}:
+        raise ConfigError(
+            f"{config.baseline} did not ask the prompts of `evaluate`: {len(alone)} are in one alone, such as {min(alone)}; "
+            "evaluate it with the same task, split and num_prompts"
+        )
 
 
 def heal_until_enough(config: RecoverConfig, baseline: Artifact, stages: Stages) -> list[Round]:

@@ -43,6 +43,14 @@ class RecoverConfig(StageConfig):
     """How the cut model and every round are evaluated: as the baseline was; `name` and `model` are set for each."""
 
     @model_validator(mode="after")
+    def _can_be_decided(self) -> Self:
+        if self.min_prompts > self.evaluate.num_prompts:
+            raise ValueError(
+                f"min_prompts {self.min_prompts} is over evaluate.num_prompts {self.evaluate.num_prompts}: no round could pass"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trained_for_what_is_measured(self) -> Self:
         """Rounds trained through another rounding than the one that they are measured in would land beside what was trained for."""
         trained = self.heal.quantization_aware
