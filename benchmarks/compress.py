@@ -10,8 +10,9 @@ them in other formats. `--models` names others, with `:w8a8`, `:awq_w4a16` or `:
 Calibration is 4,096 tokens, 64 rows of 64, and each step ends with what the stages measure too: how far the distributions moved.
 
 Every step has a process of its own, whose seconds and highest resident memory are printed. Speeds are measured in turns, `--runs` times
-each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. The last line is one JSON:
-the cut by depth, the best along several axes, and the best of all, over the uncut one.
+each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. They are printed as the table of
+docs/pareto.md, where a model is beaten by one that is no larger, no slower with any number of requests, and better in one of these. The
+last line is one JSON: the cut by depth, the best along several axes, and the best of all, over the uncut one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,6 +33,7 @@ from typing import Any
 
 from supertiny.artifacts import resolve
 from supertiny.compress.config import AXES, PruneConfig, QuantizeConfig
+from supertiny.compress.pareto import Row, dominated_by
 from supertiny.compress.shapes import Shape, read_shape
 from supertiny.compress.solver import limits_of, solve, target_of
 from supertiny.llm.config import EngineConfig
@@ -42,6 +45,7 @@ HALF_BILLION = "half_billion"
 CUTS = {axis: {"axis": axis, "target_parameters": 405_000_000, "tolerance_fraction": 0.03} for axis in AXES}
 FORMATS = ("w8a8", "awq_w4a16", "gptq_w4a16")
 DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "depth:w8a8", "vocab+depth:w8a8", "depth+width:w8a8", "width:awq_w4a16")
+COLUMNS = ("model", "vocabulary x layers x width", "M parameters", "MB", "tokens/s at 1", "of the uncut")
 NUM_PROMPTS, MAX_TOKENS = 6, 32
 ENGINE = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_gib=0.5)
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -74,8 +78,7 @@ def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> N
         for name in models:
             results[name].append(in_a_process(folder, "speed", name, arguments.batches))
     rates = {name: median_rates(runs) for name, runs in results.items()}
-    for name in models:
-        print(row(folder, name, statistics.median(run["seconds_per_token"] for run in results[name]), rates[name]))
+    print(table([row(folder, name, rates[name]) for name in models]))
     print(json.dumps(ratios({name: rate[1] for name, rate in rates.items()})))
 
 
@@ -92,12 +95,26 @@ def ratios(rates: dict[str, float]) -> dict[str, float]:
     return {key: round(max(rates), 4) for key, each in named.items() if (rates := [rate for rate in each.values() if rate is not None])}
 
 
-def row(folder: Path, name: str, seconds: float, rates: dict[int, float]) -> str:
-    shape = shape_of(name)
+def row(folder: Path, name: str, rates: dict[int, float]) -> Row:
+    """A model's size and speeds, all of one quality; batch 1 counts by its tokens a second alone."""
     size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
-    speeds = "  ".join(f"{rate:7.1f} tokens/s at {batch}" for batch, rate in rates.items())
-    sizes = f"{shape.vocab_size:7,} x {shape.num_hidden_layers} x {shape.intermediate_size:,}"
-    return f"{name:24} {sizes}  {shape.num_parameters / 1e6:6.1f} M {size / 1e6:7.1f} MB  p50 {1000 * seconds:5.1f} ms a token  {speeds}"
+    quality = {"quality": 0.0, "quality_low": 0.0, "quality_high": 0.0}
+    shape = {"format": name.partition(":")[2] or "bfloat16", "parameters": shape_of(name).num_parameters}
+    return Row(name=name, bytes=size, seconds_per_token=1 / rates[1], tokens_per_second=rates, **shape, **quality)
+
+
+def table(rows: list[Row]) -> str:
+    """In Markdown; the first row is the one that the others are compared with."""
+    batches = [batch for batch in rows[0].tokens_per_second if batch != 1]
+    cells = [[*COLUMNS, *(f"at {batch}" for batch in batches), "beaten by"]]
+    for each in rows:
+        shape, rates = shape_of(each.name), each.tokens_per_second
+        sizes = f"{shape.vocab_size:,} x {shape.num_hidden_layers} x {shape.intermediate_size:,}"
+        over = rates[1] / rows[0].tokens_per_second[1]
+        speeds = [f"{rates[1]:.1f}", f"{over:.2f}", *(f"{rates[batch]:.1f}" for batch in batches)]
+        cells.append([each.name, sizes, f"{each.parameters / 1e6:.1f}", f"{each.bytes / 1e6:.1f}", *speeds, dominated_by(each, rows) or ""])
+    first, *others = (f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join([first, "|" + "---|" * len(cells[0]), *others])
 
 
 def shape_of(name: str) -> Shape:
@@ -118,8 +135,8 @@ def half_billion() -> dict[str, Any]:
 
 
 def make(folder: Path, name: str) -> None:
-    """Make a model and what it is made from, where they are not there."""
-    if (folder / name / "config.json").exists():
+    """Make a model and what it is made from, where they are not there; a step that is killed leaves a folder of another name."""
+    if (folder / name).exists():
         return
     cut, _, form = name.partition(":")
     if form and form not in FORMATS:
@@ -129,8 +146,15 @@ def make(folder: Path, name: str) -> None:
     elif name != HALF_BILLION:
         make(folder, HALF_BILLION)
     step = "quantize" if form else "weights" if name == HALF_BILLION else "cut"
+    shutil.rmtree(unfinished(folder, name), ignore_errors=True)
     made = in_a_process(folder, step, name, [1])
+    unfinished(folder, name).rename(folder / name)
     print(f"{step} {name}: {made['seconds']:.0f} s, at most {made['bytes'] / 1e9:.1f} GB", flush=True)
+
+
+def unfinished(folder: Path, name: str) -> Path:
+    """Where a step writes its model."""
+    return folder / f"{name}.partial"
 
 
 def in_a_process(folder: Path, step: str, name: str, batches: list[int]) -> Result:
@@ -150,8 +174,8 @@ def weights(folder: Path, name: str, _: list[int]) -> Result:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    Qwen2ForCausalLM(Qwen2Config(**{**half_billion(), **ids})).save_pretrained(folder / name)
-    tokenizer.save_pretrained(folder / name)
+    Qwen2ForCausalLM(Qwen2Config(**{**half_billion(), **ids})).save_pretrained(unfinished(folder, name))
+    tokenizer.save_pretrained(unfinished(folder, name))
     return taken()
 
 
@@ -167,8 +191,8 @@ def cut(folder: Path, name: str, _: list[int]) -> Result:
         required = required_ids(vocabulary, [number for row in token_rows() for number in row])
         kept = choose_ids(vocabulary, required, shape.vocab_size, half_billion()["vocab_size"])
     batches = equal_length_batches(token_rows())
-    write_pruned(folder / HALF_BILLION, folder / name, Cut(shape, kept_ids=kept), batches)
-    divergence(folder / HALF_BILLION, folder / name, batches, kept)
+    write_pruned(folder / HALF_BILLION, unfinished(folder, name), Cut(shape, kept_ids=kept), batches)
+    divergence(folder / HALF_BILLION, unfinished(folder, name), batches, kept)
     return taken()
 
 
@@ -180,8 +204,8 @@ def quantized(folder: Path, name: str, _: list[int]) -> Result:
     original, form = name.split(":")
     config = QuantizeConfig.model_validate({"student": original, "format": form})
     batches = equal_length_batches(token_rows())
-    write_quantized(folder / original, folder / name, recipe(config), batches)
-    divergence(folder / original, folder / name, batches)
+    write_quantized(folder / original, unfinished(folder, name), recipe(config), batches)
+    divergence(folder / original, unfinished(folder, name), batches)
     return taken()
 
 
