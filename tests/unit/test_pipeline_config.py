@@ -53,6 +53,13 @@ def test_a_chain_that_could_not_come_to_its_end_is_refused(setting: str, problem
         load(PipelineConfig, DEMO, [setting])
 
 
+@pytest.mark.parametrize("setting", ["heal.mode=on_policy", 'heal.replay.rollouts=["../earlier/rollouts"]'])
+def test_a_cut_vocabulary_is_healed_by_what_knows_its_tokens_alone(setting: str) -> None:
+    assert load(PipelineConfig, DEMO, [setting]).prune.axis == "width"
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0].rpartition('.rollouts')[0] or 'heal.mode'}.*tokens"):
+        load(PipelineConfig, DEMO, [setting, "prune.axis=vocab"])
+
+
 @pytest.mark.parametrize(
     "setting",
     ["teacher=/nowhere", "base=nothing", "distill.rollouts=nothing", "heal.student=prunee", "awq.student=rll", "serve.teacher=/nowhere"],

@@ -121,6 +121,17 @@ class PipelineConfig(JobConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _heals_in_the_tokens_that_stay(self) -> Self:
+        """The tokens of the teacher, and of earlier rollouts, are not those of a student whose vocabulary was cut."""
+        if "vocab" not in self.prune.axis.split("+"):
+            return self
+        if self.heal.mode == "on_policy":
+            raise ValueError(f"heal.mode on_policy: the teacher cannot score the tokens that prune.axis {self.prune.axis} renumbers")
+        if self.heal.replay is not None:
+            raise ValueError(f"heal.replay: earlier rollouts are not in the tokens that prune.axis {self.prune.axis} renumbers")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, values: Any) -> Any:
