@@ -46,8 +46,8 @@ def check(config: PipelineConfig) -> None:
         ray.init(logging_level=logging.WARNING)
     refuse_strangers()
     check_rollout_fits(config.rollout.layout)
-    check_places((config.prune, config.awq, config.w8a8, config.parity))
-    for stage in (*config.transfers, config.heal):
+    check_places((config.prune, *config.quantized, config.parity))
+    for stage in (*config.transfers, *config.healings):
         check_workers_fit(stage)
         check_trackers(stage.trackers)
 
@@ -61,7 +61,7 @@ def check_inputs(config: PipelineConfig) -> None:
     made = {section.name for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
     for model in {config.teacher, config.base, config.serve.teacher} - made:
         open_artifact(model, config.run_root, "model")
-    for stage in (config.rollout, *config.transfers, config.prune, config.heal, config.awq, config.w8a8):
+    for stage in (config.rollout, *config.transfers, config.prune, *config.healings, *config.quantized):
         for uri, kind in inputs(stage):
             if uri not in made:
                 open_artifact(uri, config.run_root, kind)

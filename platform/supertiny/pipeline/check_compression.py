@@ -28,8 +28,7 @@ def check_compression(config: PipelineConfig) -> None:
             is for GPUs and its stage has none.
         MissingInput, CorruptArtifact: the model that is cut, or the latencies that a target in seconds needs.
     """
-    formats = (config.awq, config.w8a8)
-    for stage in formats:
+    for stage in config.quantized:
         check_device(stage.format, stage.place.num_gpus > 0 if stage.place else torch.cuda.is_available())
     start, made = origin(config), config.pretrain_base
     if made is not None and start == made.name:
@@ -38,8 +37,8 @@ def check_compression(config: PipelineConfig) -> None:
         folder = open_artifact(start, config.run_root, "model").path
         shape = read_shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         cut = shape_after(config.prune, shape, folder)
-    for stage in formats:
-        if stage.group_size is not None and stage.student in (config.prune.name, config.heal.name):
+    for stage in config.quantized:
+        if stage.group_size is not None:
             check_group_size(cut, stage.group_size)
 
 
