@@ -45,7 +45,7 @@ HALF_BILLION = "half_billion"
 CUTS = {axis: {"axis": axis, "target_parameters": 405_000_000, "tolerance_fraction": 0.03} for axis in AXES}
 FORMATS = ("w8a8", "awq_w4a16", "gptq_w4a16")
 DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "depth:w8a8", "vocab+depth:w8a8", "depth+width:w8a8", "width:awq_w4a16")
-COLUMNS = ("model", "vocabulary x layers x width", "M parameters", "MB", "tokens/s at 1", "of the uncut")
+COLUMNS = ("model", "vocabulary x layers x width", "M parameters", "MB", "p50, ms a token at 1", "tokens/s at 1", "of the uncut")
 NUM_PROMPTS, MAX_TOKENS = 6, 32
 ENGINE = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_gib=0.5)
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -78,7 +78,8 @@ def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> N
         for name in models:
             results[name].append(in_a_process(folder, "speed", name, arguments.batches))
     rates = {name: median_rates(runs) for name, runs in results.items()}
-    print(table([row(folder, name, rates[name]) for name in models]))
+    seconds = {name: statistics.median(run["seconds_per_token"] for run in runs) for name, runs in results.items()}
+    print(table([row(folder, name, seconds[name], rates[name]) for name in models]))
     print(json.dumps(ratios({name: rate[1] for name, rate in rates.items()})))
 
 
@@ -95,12 +96,12 @@ def ratios(rates: dict[str, float]) -> dict[str, float]:
     return {key: round(max(rates), 4) for key, each in named.items() if (rates := [rate for rate in each.values() if rate is not None])}
 
 
-def row(folder: Path, name: str, rates: dict[int, float]) -> Row:
-    """A model's size and speeds, all of one quality; batch 1 counts by its tokens a second alone."""
+def row(folder: Path, name: str, seconds: float, rates: dict[int, float]) -> Row:
+    """A model's size and speeds; all have one quality."""
     size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
     quality = {"quality": 0.0, "quality_low": 0.0, "quality_high": 0.0}
     shape = {"format": name.partition(":")[2] or "bfloat16", "parameters": shape_of(name).num_parameters}
-    return Row(name=name, bytes=size, seconds_per_token=1 / rates[1], tokens_per_second=rates, **shape, **quality)
+    return Row(name=name, bytes=size, seconds_per_token=seconds, tokens_per_second=rates, **shape, **quality)
 
 
 def table(rows: list[Row]) -> str:
@@ -111,7 +112,7 @@ def table(rows: list[Row]) -> str:
         shape, rates = shape_of(each.name), each.tokens_per_second
         sizes = f"{shape.vocab_size:,} x {shape.num_hidden_layers} x {shape.intermediate_size:,}"
         over = rates[1] / rows[0].tokens_per_second[1]
-        speeds = [f"{rates[1]:.1f}", f"{over:.2f}", *(f"{rates[batch]:.1f}" for batch in batches)]
+        speeds = [f"{1000 * each.seconds_per_token:.1f}", f"{rates[1]:.1f}", f"{over:.2f}", *(f"{rates[batch]:.1f}" for batch in batches)]
         cells.append([each.name, sizes, f"{each.parameters / 1e6:.1f}", f"{each.bytes / 1e6:.1f}", *speeds, dominated_by(each, rows) or ""])
     first, *others = (f"| {' | '.join(line)} |" for line in cells)
     return "\n".join([first, "|" + "---|" * len(cells[0]), *others])

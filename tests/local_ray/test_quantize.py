@@ -117,7 +117,8 @@ def answers(run_root: Path, path: str) -> tuple[str, list[str]]:
 
 
 def test_a_format_for_gpus_is_refused_on_a_cpu(run_root: Path):
-    from supertiny.compress.quantize import check_device, quantize
+    from supertiny.compress.quantize import quantize
+    from supertiny.formats import check_device
 
     check_device("fp8_dynamic", has_gpu=True)
     with pytest.raises(ConfigError, match="format fp8_dynamic is for GPUs and this machine has none"):
@@ -181,7 +182,7 @@ def test_groups_that_no_worker_has_whole_are_refused(run_root: Path):
     from supertiny.compress.quantize import quantize
 
     with pytest.raises(ConfigError, match="group_size 128 does not divide the student's num_attention_heads x head_dim 128 over 2 workers"):
-        quantize(QuantizeConfig(run_root=str(run_root), name="split", tensor_parallel_size=2))
+        quantize(QuantizeConfig(run_root=str(run_root), name="split", format="awq_w4a16", tensor_parallel_size=2))
 
 
 def test_a_quantized_student_is_not_quantized_again(run_root: Path):

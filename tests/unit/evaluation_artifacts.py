@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from short_task import ShortTask
+
 from supertiny.artifacts import Artifact, make
 from supertiny.config import StageConfig
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, System
@@ -13,13 +15,22 @@ from supertiny.evaluate.gate import gate
 from supertiny.evaluate.judge import PREDICTIONS, Judged, write_predictions
 from supertiny.evaluate.measure import Answer, Measurement
 from supertiny.evaluate.suites import summarize
-from supertiny.records import Usage
+from supertiny.records import Prompt, Usage
 
 
 class FakeModelConfig(StageConfig):
     """Decides a fake model's contents."""
 
     contents: str = "weights"
+
+
+class NumberedTask(ShortTask):
+    """The prompts that `rows` are of."""
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """The same ones for every split; the right answer is no call."""
+        prompts = super().prompts(split)
+        return [prompt.model_copy(update={"id": f"prompt-{at:05d}", "reference": []}) for at, prompt in enumerate(prompts)]
 
 
 def publish_model(run_root: Path, name: str, contents: str = "weights", parameters: int = 3_400_000, size: int = 6_800_000) -> Artifact:

@@ -29,6 +29,11 @@ def test_a_row_that_another_is_nowhere_worse_than_is_dominated():
     assert [dominated_by(row, ALL) for row in (STUDENT, SMALL, BITS)] == [None, None, None]
 
 
+def test_a_row_is_dominated_by_one_that_none_dominates():
+    worse = SLOW.model_copy(update={"name": "worse", "quality": 0.9})
+    assert dominated_by(worse, [SLOW, BITS, worse]) == "w8a8"
+
+
 def test_equal_rows_do_not_dominate_each_other():
     assert dominated_by(STUDENT, [STUDENT, STUDENT.model_copy(update={"name": "same"})]) is None
 

@@ -285,7 +285,7 @@ def test_a_long_rows_logits_never_exist_together():
     model.lm_head.register_forward_hook(lambda _, inputs, __: sizes.append(inputs[0].shape[:-1].numel()))
     torch.testing.assert_close(torch.cat(list(logits_by_part(model, LONG))), logits_NV)
     assert mean_loss(model, [LONG]) == pytest.approx(loss, rel=1e-5)
-    assert sizes == [MAX_BATCH_TOKENS, 3] * 2
+    assert sizes == [1, MAX_BATCH_TOKENS, 3] * 2
 
 
 def test_an_unreachable_target_fails_before_anything_is_made(tmp_path: Path):

@@ -39,14 +39,14 @@ class Row(Record):
 
 
 def dominated_by(row: Row, rows: Sequence[Row]) -> str | None:
-    """The name of a row that is nowhere worse and somewhere better; None where there is none.
+    """The name of a row that is nowhere worse and somewhere better, and that none beats itself; None where there is none.
 
     Better is: a higher exact match, fewer bytes, fewer seconds a token, more tokens a second at every batch.
     """
     for other in rows:
         pairs = list(zip(_merits(other), _merits(row), strict=True))
         if all(theirs >= ours for theirs, ours in pairs) and any(theirs > ours for theirs, ours in pairs):
-            return other.name
+            return dominated_by(other, rows) or other.name
     return None
 
 
