@@ -1,6 +1,6 @@
 """Compare two evaluations on the same prompts: is the candidate surely not much worse than the baseline?
 
-python jobs/gate.py --config jobs/configs/demo/gate.toml --set candidate=eval-w8a8
+python jobs/gate.py --config jobs/configs/demo/gate.toml --set candidate=eval-awq
 """
 
 from supertiny.cli import run_job

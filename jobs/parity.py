@@ -1,6 +1,6 @@
 """Prove that vLLM serves the model that Hugging Face loads; no promotion is made without the proof.
 
-python jobs/parity.py --set run_root=/runs/demo --set model=w8a8 --set name=parity-w8a8
+python jobs/parity.py --set run_root=/runs/demo --set model=awq --set name=parity-awq
 """
 
 from supertiny.cli import run_job

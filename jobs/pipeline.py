@@ -1,4 +1,4 @@
-"""Run the whole chain: rollout, the curriculum, prune, heal, quantize, an evaluation after each, a gate and a promotion.
+"""Run the whole chain: rollout, the curriculum, prune, heal until enough, quantize, an evaluation after each, a gate and a promotion.
 
     ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python jobs/pipeline.py \
         --config jobs/configs/demo/pipeline.toml --set run_root=/shared/runs/demo

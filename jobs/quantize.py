@@ -1,7 +1,7 @@
-"""Quantize a student: 4-bit weights by AWQ, or 8-bit weights and activations.
+"""Quantize a student: 8-bit weights and activations, or 4-bit weights.
 
-python jobs/quantize.py --config jobs/configs/demo/awq.toml
 python jobs/quantize.py --config jobs/configs/demo/w8a8.toml --set student=heal
+python jobs/quantize.py --config jobs/configs/demo/awq.toml
 """
 
 from supertiny.cli import run_job
@@ -16,4 +16,4 @@ def main(config: QuantizeConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_job(QuantizeConfig, main, default="jobs/configs/demo/awq.toml"))
+    raise SystemExit(run_job(QuantizeConfig, main, default="jobs/configs/demo/w8a8.toml"))

@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "distill.checkpoint_every_steps": 5,
     "rl.steps": 2,
     "heal.epochs": 1,
+    "recover.max_rounds": 0,
     "awq.num_rows": 16,
     "w8a8.num_rows": 16,
     "evaluate.num_prompts": 120,

@@ -26,7 +26,7 @@ class Variant(Config):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """Name of the row, and of the artifact that its stage publishes for every seed."""
-    section: Literal["sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "w8a8", "evaluate"]
+    section: Literal["sft", "distill", "on_policy", "rl", "prune", "heal", "awq", "gptq", "w8a8", "evaluate"]
     """Section of the pipeline that says what the stage is; `evaluate` makes nothing and evaluates `student` as it is."""
     student: str = "base"
     """`base`, a name in `take`, or an earlier variant."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from supertiny.errors import ConfigError
+
 if TYPE_CHECKING:
     from compressed_tensors.quantization import QuantizationScheme
 
@@ -18,6 +20,12 @@ GPU_FORMATS: tuple[Format, ...] = ("fp8_dynamic",)
 NOT_QUANTIZED = ["lm_head"]
 """The output head, which shares its weight with the embedding in a tied model."""
 _SCHEMES = {"w8a8": "W8A8", "fp8_dynamic": "FP8_DYNAMIC"}
+
+
+def check_device(form: Format, has_gpu: bool) -> None:
+    """Refuse a format that could not be measured, nor its export proven, where it is made; raises ConfigError."""
+    if form in GPU_FORMATS and not has_gpu:
+        raise ConfigError(f"format {form} is for GPUs and this machine has none; take w8a8, awq_w4a16 or gptq_w4a16, or run it on a GPU")
 
 
 def scheme_of(form: Format, group_size: int | None) -> QuantizationScheme:

@@ -50,7 +50,7 @@ def test_the_teacher_s_engines_have_their_nodes(cloud: str) -> None:
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_the_training_workers_of_every_stage_fit_on_one_node_of_theirs(cloud: str) -> None:
     config = chain("cluster")
-    for stage in (config.distill, config.rl, config.heal):
+    for stage in (*config.transfers, *config.healings):
         nodes = nodes_for(groups(cloud), stage.labels)
         assert nodes
         assert max(node["GPU"] for node in nodes) >= stage.num_workers
@@ -64,7 +64,9 @@ def test_every_evaluation_has_a_node(cloud: str) -> None:
         assert max(node["GPU"] for node in nodes_for(groups(cloud), section.labels)) >= section.num_gpus
 
 
-@pytest.mark.parametrize(("section", "image"), [("prune", "cpu"), ("awq", "gpu-compress"), ("w8a8", "gpu-compress"), ("parity", "gpu")])
+@pytest.mark.parametrize(
+    ("section", "image"), [("prune", "cpu"), *((name, "gpu-compress") for name in ("awq", "w8a8", "fp8")), ("parity", "gpu")]
+)
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_stage_of_one_process_has_a_node_with_the_image_for_it(cloud: str, section: str, image: str) -> None:
     place = getattr(chain("cluster"), section).place
@@ -92,8 +94,16 @@ def test_a_run_on_one_machine_uses_all_of_its_gpus_and_no_more(run: str, gpus: i
     assert engines_that_fit(config.rollout.layout, [machine]) == most == gpus // config.rollout.layout.gpus_per_engine
     with pytest.raises(PlanTooBig):
         engines_that_fit(config.rollout.layout.model_copy(update={"num_engines": (most + 1, most + 1)}), [machine])
-    assert {stage.num_workers for stage in (config.distill, config.rl, config.heal)} == {gpus}
-    assert {stage.device for stage in (config.distill, config.rl, config.heal)} == {"gpu"}
+    assert {stage.num_workers for stage in (*config.transfers, *config.healings)} == {gpus}
+    assert {stage.device for stage in (*config.transfers, *config.healings)} == {"gpu"}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_formats_are_chosen_by_measurement_with_that_of_the_gpu_and_bfloat16_among_them(run: str) -> None:
+    config = chain(run)
+    assert config.candidates == ("heal", "awq", "w8a8", "fp8")
+    assert config.fp8.place is not None
+    assert config.fp8.place.num_gpus == 1
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -54,6 +54,8 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
 
     report = json.loads((root / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == ["teacher", "base", "distill", "rl", "prune", "heal", "awq", "w8a8"]
+    rounds = {name: [each["model"] for each in recovery["rounds"]] for name, recovery in report["recoveries"].items()}
+    assert rounds == {"recovery": ["heal"], "recovery-aware": [report["gate"]["candidate"]]}
     assert report["gate"]["candidate"] in ("awq", "w8a8")
     assert report["gate"]["verdict"] == "pass"
     assert read_alias("student@production", str(root)).manifest.name == report["gate"]["candidate"]
@@ -65,10 +67,13 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     assert candidate["bytes"] <= 0.6 * sizes["rl"]["bytes"]
 
     promoted, made = read_alias("student@production", str(root)), file_times(root / "w8a8")
-    status, log = Driver(checkout, root, tmp_path / "4.log", address, "gate.margin=0.001").finish()
+    status, log = Driver(checkout, root, tmp_path / "4.log", address, "gate.margin=0.001", "aware.heal.epochs=0.5").finish()
     assert status == 1
     assert "error: GateNotPassed: " in log
-    assert json.loads((root / "report.json").read_text())["gate"]["verdict"] != "pass"
+    report = json.loads((root / "report.json").read_text())
+    trained = report["recoveries"]["recovery-aware"]
+    assert [each["model"] for each in trained["rounds"]] == [candidate["name"], f"{candidate['name']}-1"]
+    assert (report["gate"]["candidate"], report["gate"]["verdict"] == "pass") == (trained["model"], False)
     assert read_alias("student@production", str(root)) == promoted
     assert file_times(root / "w8a8") == made
 

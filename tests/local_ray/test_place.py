@@ -96,7 +96,7 @@ def test_the_lock_of_a_process_that_is_gone_is_waited_for(local_ray: None, tmp_p
 
         def die_first(_: Path) -> dict[str, int]:
             if begun == 1:
-                (lock,) = [int(file) for file in os.listdir("/proc/self/fd") if ".awq." in os.path.realpath(f"/proc/self/fd/{file}")]
+                (lock,) = [int(file) for file in os.listdir("/proc/self/fd") if ".w8a8." in os.path.realpath(f"/proc/self/fd/{file}")]
                 subprocess.Popen(["sleep", "4"], pass_fds=[lock], start_new_session=True)
                 os.kill(os.getpid(), signal.SIGKILL)
             return {"begun": begun}
@@ -107,11 +107,11 @@ def test_the_lock_of_a_process_that_is_gone_is_waited_for(local_ray: None, tmp_p
 
 
 def test_a_stage_whose_process_always_dies_ends_with_a_message(local_ray: None, tmp_path: Path, dying: Callable[[int], Work]) -> None:
-    with pytest.raises(NoProgress, match=r"^awq: the node or process that worked on it was lost 3 times; the last time: The worker died"):
+    with pytest.raises(NoProgress, match=r"^w8a8: the node or process that worked on it was lost 3 times; the last time: The worker died"):
         run_at_place(dying(9), QuantizeConfig(run_root=str(tmp_path), place=PlaceConfig()))
     assert (tmp_path / "begun").read_text() == "xxx"
 
 
 def test_a_place_that_no_node_has_is_refused_at_once(local_ray: None) -> None:
-    with pytest.raises(PlanTooBig, match=r"awq needs 1 CPUs and 8 GPUs of one node .* such nodes have 8 and 0"):
+    with pytest.raises(PlanTooBig, match=r"w8a8 needs 1 CPUs and 8 GPUs of one node .* such nodes have 8 and 0"):
         check_places([QuantizeConfig(place=PlaceConfig(num_gpus=8))])

@@ -117,7 +117,8 @@ def answers(run_root: Path, path: str) -> tuple[str, list[str]]:
 
 
 def test_a_format_for_gpus_is_refused_on_a_cpu(run_root: Path):
-    from supertiny.compress.quantize import check_device, quantize
+    from supertiny.compress.quantize import quantize
+    from supertiny.formats import check_device
 
     check_device("fp8_dynamic", has_gpu=True)
     with pytest.raises(ConfigError, match="format fp8_dynamic is for GPUs and this machine has none"):

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from supertiny.compress.config import PruneConfig, QuantizeConfig
+from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
 from supertiny.config import load, validate
 from supertiny.errors import ConfigError
+from supertiny.evaluate.config import GateConfig
 
 DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo"
 
@@ -12,6 +13,15 @@ DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo"
 def test_awq_defaults_are_shown_in_the_resolved_config():
     config = load(QuantizeConfig, DEMO / "awq.toml")
     assert (config.group_size, config.num_scales) == (128, 20)
+
+
+def test_what_won_where_it_was_measured_is_the_default():
+    assert (QuantizeConfig().name, QuantizeConfig().format, ParityConfig().model, GateConfig().candidate) == (
+        "w8a8",
+        "w8a8",
+        "w8a8",
+        "eval-w8a8",
+    )
 
 
 @pytest.mark.parametrize("name", ["awq", "w8a8"])
@@ -40,9 +50,10 @@ def test_smoothing_is_a_setting_of_calibrated_w8a8():
 
 
 def test_to_nearest_no_scales_are_tried():
-    assert validate(QuantizeConfig, {"rounding": "nearest"}, "test").num_scales is None
+    awq = {"format": "awq_w4a16", "rounding": "nearest"}
+    assert validate(QuantizeConfig, awq, "test").num_scales is None
     with pytest.raises(ConfigError, match="num_scales: without effect where every weight is rounded to nearest"):
-        validate(QuantizeConfig, {"rounding": "nearest", "num_scales": 5}, "test")
+        validate(QuantizeConfig, {**awq, "num_scales": 5}, "test")
 
 
 def test_a_setting_of_awq_is_taken_on_awq():

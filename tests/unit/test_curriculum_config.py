@@ -63,9 +63,10 @@ def test_the_sections_of_the_curriculum_are_what_their_names_say() -> None:
 
 
 def test_healing_may_be_on_policy_and_has_the_chains_teacher_too() -> None:
-    heal = pipeline('teacher="strong"', 'heal.mode="on_policy"', "heal.losses={forward_kl = 1.0}").heal
-    assert heal.on_policy is not None
-    assert heal.on_policy.teacher == "strong"
+    config = pipeline('teacher="strong"', 'heal.mode="on_policy"', "heal.losses={forward_kl = 1.0}", "aware.max_rounds=0")
+    for heal in (config.heal, config.recover.heal):
+        assert heal.on_policy is not None
+        assert heal.on_policy.teacher == "strong"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def publish(run_root: Path, name: str, num_right: int, n: int = 1000) -> Artifac
 
 
 def config(run_root: Path, **changes: object) -> GateConfig:
-    return validate(GateConfig, {"run_root": str(run_root), **changes}, "test")
+    return validate(GateConfig, {"run_root": str(run_root), "candidate": "eval-awq", **changes}, "test")
 
 
 @pytest.mark.parametrize(("num_right", "verdict"), [(970, "pass"), (925, "inconclusive"), (880, "fail")])

@@ -35,7 +35,9 @@ def test_every_section_inherits_the_top_and_its_place_in_the_chain() -> None:
     assert (config.rl.student, config.prune.student, config.heal.student, config.awq.student) == ("distill", "rl", "prune", "heal")
 
 
-@pytest.mark.parametrize("key", ["distill.name", "gate.name", "promote.gate", "heal.name"])
+@pytest.mark.parametrize(
+    "key", ["distill.name", "gate.name", "promote.gate", "heal.name", "awq.student", "fp8.format", "recover.name", "evaluate.system"]
+)
 def test_what_the_chain_looks_up_by_name_cannot_be_named_otherwise(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"{key} is '\w+' in this chain and cannot be 'other'; leave it out"):
         load(PipelineConfig, DEMO, [f"{key}=other"])
@@ -53,9 +55,17 @@ def test_a_chain_that_could_not_come_to_its_end_is_refused(setting: str, problem
         load(PipelineConfig, DEMO, [setting])
 
 
+@pytest.mark.parametrize("setting", ["heal.mode=on_policy", 'heal.replay.rollouts=["../earlier/rollouts"]'])
+def test_a_cut_vocabulary_is_healed_by_what_knows_its_tokens_alone(setting: str) -> None:
+    settings = [setting, "aware.max_rounds=0"]
+    assert load(PipelineConfig, DEMO, settings).prune.axis == "width"
+    with pytest.raises(ConfigError, match=r"heal\.(mode|replay).*tokens that prune.axis vocab renumbers"):
+        load(PipelineConfig, DEMO, [*settings, "prune.axis=vocab"])
+
+
 @pytest.mark.parametrize(
     "setting",
-    ["teacher=/nowhere", "base=nothing", "distill.rollouts=nothing", "heal.student=prunee", "awq.student=rll", "serve.teacher=/nowhere"],
+    ["teacher=/nowhere", "base=nothing", "distill.rollouts=nothing", "heal.student=prunee", "awq.rollouts=nil", "serve.teacher=/nowhere"],
 )
 def test_every_input_that_the_chain_does_not_make_is_looked_for_first(setting: str, tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match=f"{setting.partition('=')[2]}: nothing at"):
@@ -112,8 +122,58 @@ def test_keys_that_are_not_there_are_said_before_ray_starts(tmp_path: Path) -> N
 
 def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() -> None:
     config = load(PipelineConfig, DEMO, ["prune.axis=vocab+depth"])
-    assert {section.rollouts for section in (config.heal, config.awq, config.w8a8)} == {"prune-rollouts"}
+    quantized = (config.awq, config.gptq, config.w8a8, config.fp8)
+    assert {section.rollouts for section in (*config.healings, *quantized)} == {"prune-rollouts"}
+    assert len(config.healings) == 3
     assert config.prune.rollouts == load(PipelineConfig, DEMO).heal.rollouts == "rollouts"
+
+
+def test_healing_until_it_is_enough_has_the_settings_of_healing_and_looks_back_at_the_student_before_the_cut() -> None:
+    config = load(PipelineConfig, DEMO, ["heal.learning_rate=0.003", "recover.heal.epochs=0.5", "gate.confidence=0.9"])
+    recover = config.recover
+    assert (recover.baseline, recover.heal.name, recover.heal.student) == ("eval-rl", "heal", "heal")
+    assert (recover.heal.learning_rate, recover.heal.epochs, recover.confidence, recover.margin) == (0.003, 0.5, 0.9, 0.02)
+    assert recover.evaluate == config.evaluate
+    assert load(PipelineConfig, DEMO, ["curriculum=[]"]).recover.baseline == "eval-base"
+
+
+def test_a_candidate_is_trained_through_its_rounding_for_the_gate() -> None:
+    config = load(PipelineConfig, DEMO, ["gate.margin=0.03", "gate.baseline=eval-other", "heal.learning_rate=0.003"])
+    aware = config.aware
+    assert (aware.baseline, aware.margin, aware.confidence, aware.min_prompts) == ("eval-other", 0.03, 0.95, 1000)
+    assert (aware.name, aware.heal.name, aware.heal.student, aware.heal.learning_rate) == ("recovery-aware", "aware", "heal", 0.003)
+    plain = load(PipelineConfig, DEMO)
+    assert (plain.aware.baseline, plain.aware.margin) == (plain.gate.baseline, plain.gate.margin)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["recover.evaluate.num_prompts=1500"], r"recover\.evaluate: a round is compared with what `evaluate` measured"),
+        (["aware.quantize.format=w8a8"], r"aware\.quantize: without effect; the candidates' own sections say how"),
+        (["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}"], r"aware\.heal: training through a rounding is off-policy"),
+        (["heal.lora.rank=4"], r"aware\.heal: training through a rounding is off-policy and trains all weights"),
+        (["candidates=[]"], "candidates: Tuple should have at least 1 item"),
+        (['candidates=["awq", "heal", "awq"]'], "candidates: awq is there twice"),
+        (['candidates=["int4"]'], r"candidates\.0: Input should be 'heal', 'awq', 'gptq', 'w8a8' or 'fp8'"),
+    ],
+)
+def test_healing_and_candidates_that_cannot_be_are_refused(settings: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(PipelineConfig, DEMO, settings)
+
+
+def test_only_named_candidates_need_inputs_and_places(tmp_path: Path) -> None:
+    config = load(PipelineConfig, DEMO, [f"run_root={tmp_path}", 'candidates=["fp8", "heal", "awq"]', "w8a8.rollouts=nothing"])
+    assert [stage.name for stage in config.quantized] == ["fp8", "awq"]
+    check_inputs(config)
+    with pytest.raises(MissingInput, match="nothing: nothing at"):
+        check_inputs(config.model_copy(update={"candidates": ("w8a8",)}))
+
+
+def test_a_resolved_chain_is_itself_a_chain() -> None:
+    config = load(PipelineConfig, DEMO, ["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}", "aware.max_rounds=0"])
+    assert PipelineConfig.model_validate(config.model_dump(mode="json")) == config
 
 
 def test_the_proof_runs_in_the_engine_of_the_evaluations_unless_it_says_otherwise() -> None:

@@ -51,7 +51,7 @@ def test_healing_ends_when_the_whole_interval_lies_within_the_margin(tmp_path: P
     assert [each["verdict"] for each in found["rounds"]] == ["fail", "fail", "pass"]
     assert [each["tokens"] for each in found["rounds"]] == [0, 100, 200]
     assert [each["exact_match"] for each in found["rounds"]] == [0.7, 0.9, 0.948]
-    assert [(stage.name, stage.student, stage.seed) for stage in healer.stages] == [("heal-1", "prune", 0), ("heal-2", "heal-1", 1)]
+    assert [(stage.name, stage.student, stage.seed) for stage in healer.stages] == [("heal-1", "prune", 1), ("heal-2", "heal-1", 2)]
 
 
 def test_a_cut_that_costs_nothing_is_not_healed(tmp_path: Path):
@@ -82,8 +82,8 @@ def test_sections_take_run_and_task_from_the_top(section: str):
 
 
 def test_a_quantized_model_that_is_good_enough_is_left_as_calibration_made_it(tmp_path: Path):
-    found, healer = healed(tmp_path, [950], quantize={"format": "w8a8"})
-    assert (found["ended"], found["model"], healer.stages) == ("enough", "awq", [])
+    found, healer = healed(tmp_path, [950], quantize={"format": "awq_w4a16"})
+    assert (found["ended"], found["model"], healer.stages) == ("enough", "w8a8", [])
     assert [(each.student, each.rounding) for each in healer.quantized] == [("prune", "calibrated")]
 
 
@@ -103,6 +103,18 @@ def test_rounds_are_trained_through_the_rounding_that_they_are_measured_in():
     RecoverConfig.model_validate({**aware, "quantize": {"format": "gptq_w4a16", "group_size": 64}})
     with pytest.raises(ValidationError, match=r"has format and group_size \('gptq_w4a16', 64\), quantize has \('w8a8', None\)"):
         RecoverConfig.model_validate({**aware, "quantize": {"format": "w8a8"}})
+
+
+def test_without_rounds_it_measures_alone(tmp_path: Path):
+    found, healer = healed(tmp_path, [700], max_rounds=0)
+    assert (found["ended"], found["model"], healer.stages) == ("rounds", "prune", [])
+
+
+def test_rounds_are_trained_for_the_default_format_where_none_is_named():
+    config = RecoverConfig.model_validate({"quantize": {"name": "small"}})
+    assert config.quantize is not None
+    assert config.heal.quantization_aware is not None
+    assert config.heal.quantization_aware.format == config.quantize.format
 
 
 def test_a_student_of_its_own_is_refused_for_quantizing():

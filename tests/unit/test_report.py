@@ -52,7 +52,7 @@ def publish_run(run_root: Path, candidate_right: int = 965) -> None:
     publish(run_root, "rl", 968, p50=0.021)
     publish(run_root, "base", 600, p50=0.021)
     publish(run_root, "teacher", 970, p50=0.06, each=0.016)
-    gate(GateConfig(run_root=str(run_root)))
+    gate(GateConfig(run_root=str(run_root), candidate="eval-awq"))
 
 
 class Page(HTMLParser):
@@ -126,7 +126,7 @@ def test_stages_of_another_curriculum_stand_in_their_own_order(tmp_path: Path) -
 def test_the_size_is_compared_with_the_student_that_was_cut_whatever_made_it(transfer: str, tmp_path: Path) -> None:
     for name in ("teacher", "base", transfer, "awq"):
         publish(tmp_path, name, 960)
-    gate(GateConfig(run_root=str(tmp_path)))
+    gate(GateConfig(run_root=str(tmp_path), candidate="eval-awq"))
     write_report(str(tmp_path))
     assert f" of {transfer}, with " in (tmp_path / "report.html").read_text()
 
@@ -296,6 +296,51 @@ def test_labels_of_points_in_one_place_do_not_cover_each_other() -> None:
     boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]  # an annotation's own adds its line
     assert [text.get_text() for text in axes.texts] == names
     assert not any(one.overlaps(other) for index, one in enumerate(boxes) for other in boxes[:index])
+
+
+class HealingConfig(StageConfig):
+    """What a recovery's manifest says that it was asked for."""
+
+    baseline: str = "eval-rl"
+    margin: float = 0.02
+
+
+def publish_recovery(run_root: Path, name: str, values: list[float], ended: str) -> None:
+    """Rounds that lose so much, each with an interval of two points, and 1.5 million tokens apart."""
+    rounds = [
+        {
+            "model": f"heal-{at}" if at else "heal",
+            "tokens": 1_500_000 * at,
+            "exact_match": 0.95 + value,
+            "difference": {"value": value, "low": value - 0.01, "high": value + 0.01},
+            "verdict": "pass" if value > -0.01 else "fail",
+        }
+        for at, value in enumerate(values)
+    ]
+    found = {"rounds": rounds, "ended": ended, "model": rounds[-1]["model"]}
+    make(HealingConfig(run_root=str(run_root), name=name), "recovery", {}, lambda _: found)
+
+
+def test_the_page_shows_what_every_round_of_healing_gave_and_why_it_ended(tmp_path: Path) -> None:
+    publish_run(tmp_path)
+    publish_recovery(tmp_path, "recovery", [-0.05, -0.005], "enough")
+    publish_recovery(tmp_path, "recovery-aware", [-0.05], "rounds")
+    report = write_report(str(tmp_path))
+    page = render_page(report)
+    assert "2 points of exact match may be lost against rl. heal-1 went on: the whole interval of its loss lies within them." in page
+    assert "heal went on: no round was surely within them, and it is the best of those that were to be made." in page
+    assert '<tr class="candidate"><th scope="row">heal-1</th><td>1,500,000</td><td>94.5 %</td>' in page
+    seen = Page(page)
+    (label,) = [label for label in seen.labels if label.startswith("recovery")]
+    assert label.startswith("recovery, 1 rounds. heal −5.0 points (−6.0 to −4.0) after 0 tokens; heal-1 −0.5 points")  # noqa: RUF001
+    assert seen.tags["svg"] == 6  # one round is no plot
+    assert [name for name, times in Counter(seen.ids).items() if times > 1] == []
+
+
+def test_a_recovery_s_time_is_that_of_its_rounds(tmp_path: Path) -> None:
+    publish_run(tmp_path)
+    publish_recovery(tmp_path, "recovery", [-0.05], "rounds")
+    assert "recovery" not in write_report(str(tmp_path)).seconds
 
 
 def test_a_report_that_lacks_a_key_is_refused(tmp_path: Path) -> None:

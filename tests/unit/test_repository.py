@@ -32,7 +32,7 @@ LIGHT = [
     *sorted([*PACKAGE.glob("*/config.py"), *PACKAGE.glob("*/*_config.py")]),
 ]
 LIGHT_LIBRARIES = {"supertiny", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
-JOB_OF_CONFIG = {"heal": "distill", "on_policy": "distill", "awq": "quantize", "w8a8": "quantize"}
+JOB_OF_CONFIG = {"heal": "distill", "on_policy": "distill", **dict.fromkeys(("awq", "gptq", "w8a8", "fp8"), "quantize")}
 """Configs named after what they make; any other is named after its job, up to the first dash."""
 HOMES = {
     "ray.data": ("platform/supertiny/rollout/pipeline.py",),

@@ -101,11 +101,11 @@ def _depth_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 class QuantizeConfig(CompressConfig):
     """Lower the bits of every linear layer but the output head; embedding, norms and biases stay bfloat16."""
 
-    name: str = "awq"
+    name: str = "w8a8"
     """Name of the quantized model."""
     student: str = "heal"
     """Model artifact to quantize."""
-    format: Format = "awq_w4a16"
+    format: Format = "w8a8"
     """`awq_w4a16`: 4-bit weights in groups, asymmetric, scaled by AWQ. `gptq_w4a16`: 4-bit weights in groups, symmetric, rounded by GPTQ.
     `w8a8`: 8-bit weights by output channel (GPTQ) and 8-bit activations by token, scaled as they come. `fp8_dynamic`: both as 8-bit floats,
     for GPUs only."""
@@ -126,7 +126,7 @@ class QuantizeConfig(CompressConfig):
         """Show a format's defaults in the resolved config, and refuse settings where they would do nothing."""
         if not isinstance(values, Mapping):
             return values
-        form = values.get("format", "awq_w4a16")
+        form = values.get("format", cls.model_fields["format"].default)
         defaults = dict(FORMAT_DEFAULTS.get(form, {}))
         if values.get("rounding") == "nearest":
             defaults.pop("num_scales", None)
@@ -172,7 +172,7 @@ class ParityConfig(PlacedConfig):
 
     name: str = "parity"
     """Name of the proof's artifact."""
-    model: str = "awq"
+    model: str = "w8a8"
     """Model artifact to prove."""
     rollouts: str = "rollouts"
     """Rollouts artifact, in the model's tokens; its completions are what both score."""

@@ -27,8 +27,7 @@ from supertiny.compress.calibration import Batch, calibration_rows, equal_length
 from supertiny.compress.config import QuantizeConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
 from supertiny.compress.shapes import check_group_size, read_shape
-from supertiny.errors import ConfigError
-from supertiny.formats import GPU_FORMATS, NOT_QUANTIZED, Format, scheme_of
+from supertiny.formats import NOT_QUANTIZED, check_device, scheme_of
 from supertiny.rollout_table import read_rollouts
 
 log = logging.getLogger(__name__)
@@ -57,12 +56,6 @@ def quantize(config: QuantizeConfig) -> Artifact:
         return {"parameters": shape.num_parameters, "bytes": weight_bytes(folder), "format": config.format, **moved}
 
     return make(config, "model", {"student": student, "rollouts": rollouts}, build)
-
-
-def check_device(form: Format, has_gpu: bool) -> None:
-    """Refuse a format that could not be measured, nor its export proven, on this machine; raises ConfigError."""
-    if form in GPU_FORMATS and not has_gpu:
-        raise ConfigError(f"format {form} is for GPUs and this machine has none; take w8a8, awq_w4a16 or gptq_w4a16, or run it on a GPU")
 
 
 def recipe(config: QuantizeConfig) -> list[Modifier]:

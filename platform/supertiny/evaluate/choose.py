@@ -1,36 +1,44 @@
-"""Which of two evaluated models goes on."""
+"""Which of several evaluated models goes on."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from supertiny.artifacts import Artifact
 from supertiny.errors import ConfigError
-from supertiny.evaluate.compare import count_pairs, paired_difference
+from supertiny.evaluate.compare import Difference, count_pairs, paired_difference
 from supertiny.evaluate.judge import read_predictions
 from supertiny.evaluate.schema import EvaluationMetrics
 
 log = logging.getLogger(__name__)
 
 
-def better(first: Artifact, second: Artifact) -> Artifact:
-    """The evaluation of the surely more accurate model; where the interval of their difference holds 0, of the cheaper one.
+def best(evaluations: Sequence[Artifact]) -> Artifact:
+    """The evaluation of the most accurate model or, of those that are as accurate, of the cheapest: where the interval of the difference
+    from the most accurate holds 0. The earlier one where two are equal.
 
     Raises:
-        ConfigError: the two evaluations asked different prompts.
+        ConfigError: two evaluations asked different prompts.
     """
-    ours = {row.prompt_id: row.exact_match for row in read_predictions(first)}
-    theirs = {row.prompt_id: row.exact_match for row in read_predictions(second)}
-    if ours.keys() != theirs.keys():
-        raise ConfigError(f"{first.manifest.name} and {second.manifest.name} asked different prompts; evaluate both on the same")
-    gap = paired_difference(count_pairs(list(ours.values()), [theirs[prompt_id] for prompt_id in ours]))
-    if gap.low > 0 or gap.high < 0:
-        chosen, why = (first if gap.low > 0 else second), "more accurate"
-    else:
-        chosen, why = min((first, second), key=_usd_per_thousand_correct), "as accurate, and cheaper"
-    points = (100 * gap.value, 100 * gap.low, 100 * gap.high)
-    log.info("%s goes on: %s (first minus second %+.1f points [%+.1f, %+.1f])", chosen.manifest.name, why, *points)
+    leader = max(evaluations, key=lambda each: EvaluationMetrics.model_validate(each.manifest.metrics).exact_match.value)
+    as_good = [each for each in evaluations if each is leader or _lead(leader, each).low <= 0]
+    chosen = min(as_good, key=_usd_per_thousand_correct)
+    others = [each.manifest.name for each in as_good if each is not chosen]
+    why = f"as accurate as {', '.join(others)}, and cheaper" if others else "the most accurate"
+    log.info("%s goes on, of %d: %s", chosen.manifest.name, len(evaluations), why)
     return chosen
+
+
+def _lead(leader: Artifact, other: Artifact) -> Difference:
+    """Exact match of the leader minus the other's, on the same prompts."""
+    ours, theirs = ({row.prompt_id: row.exact_match for row in read_predictions(each)} for each in (leader, other))
+    names = leader.manifest.name, other.manifest.name
+    if ours.keys() != theirs.keys():
+        raise ConfigError(f"{names[0]} and {names[1]} asked different prompts; evaluate both on the same")
+    gap = paired_difference(count_pairs(list(ours.values()), [theirs[prompt_id] for prompt_id in ours]))
+    log.info("%s minus %s: %+.1f points [%+.1f, %+.1f]", *names, 100 * gap.value, 100 * gap.low, 100 * gap.high)
+    return gap
 
 
 def _usd_per_thousand_correct(evaluation: Artifact) -> float:

@@ -48,6 +48,10 @@ class EvaluateConfig(StageConfig):
     prices: str | None = None
     """Price table (TOML); None takes the checkout's `cluster/prices.toml`."""
 
+    def of(self, name: str, model: str | None = None) -> Self:
+        """The same evaluation of a run's model, or of the one at `model`, as `eval-<name>`."""
+        return self.model_copy(update={"name": f"eval-{name}", "model": model or name})
+
     def settings(self) -> dict[str, Any]:
         """As of every stage, without where it finds a place, which changes no answer."""
         return {key: value for key, value in super().settings().items() if key != "labels"}
@@ -75,7 +79,7 @@ class GateConfig(StageConfig):
 
     name: str = "gate"
     """Name of the gate's artifact."""
-    candidate: str = "eval-awq"
+    candidate: str = "eval-w8a8"
     """Evaluation of the system that wants to be served."""
     baseline: str = "eval-teacher"
     """Evaluation of the system that it would replace."""

@@ -8,7 +8,7 @@ from importlib.resources import files
 from string import Template
 
 from supertiny.evaluate import phrases, plots
-from supertiny.evaluate.schema import TRANSFERS, Choice, Curves, GateResult, Report, Stage
+from supertiny.evaluate.schema import TRANSFERS, Choice, Curves, GateResult, Recovery, Report, Round, Stage
 
 
 def render_page(report: Report) -> str:
@@ -22,6 +22,7 @@ def render_page(report: Report) -> str:
         plots="\n".join(_figure(report, *plot) for plot in _PLOTS),
         stages=_stages(report),
         choice=_choice(report.choice) if report.choice else "",
+        healing=_healing(report),
         slices=_slices(report.gate) if report.gate else "",
         training=_training(report),
         ab=_ab(report),
@@ -165,6 +166,29 @@ def _choice(choice: Choice) -> str:
         '<section aria-labelledby="choice"><h2 id="choice">Formats and shapes against each other</h2>'
         f'<p class="muted">{escape(choice.why)}</p>{table}</section>'
     )
+
+
+def _healing(report: Report) -> str:
+    if not report.recoveries:
+        return ""
+    parts = "\n".join(_recovery(name, recovery) for name, recovery in report.recoveries.items())
+    return f'<section aria-labelledby="healing"><h2 id="healing">Healing until it is enough</h2>{parts}</section>'
+
+
+def _recovery(name: str, recovery: Recovery) -> str:
+    """What a recovery came to, its rounds as a table and, where there was more than the start, as a plot."""
+    cells = [("candidate" if each.model == recovery.model else "", _round_cells(each)) for each in recovery.rounds]
+    head = ("model", "training tokens", "exact match", f"minus {recovery.baseline.removeprefix('eval-')}", "verdict")
+    said = f'<h3>{escape(name)}</h3><p class="muted">{escape(phrases.recovered(recovery))}</p>{_table(head, cells)}'
+    if len(recovery.rounds) == 1:
+        return said
+    told = "; ".join(f"{each.model} {phrases.gap(each.difference)} after {each.tokens:,} tokens" for each in recovery.rounds)
+    label = escape(f"{name}, {len(recovery.rounds) - 1} rounds. {told}", quote=True)
+    return f'{said}<div class="plots"><figure><div role="img" aria-label="{label}">{plots.healing(name, recovery)}</div></figure></div>'
+
+
+def _round_cells(each: Round) -> list[str]:
+    return [escape(each.model), f"{each.tokens:,}", phrases.percent(each.exact_match), escape(phrases.gap(each.difference)), each.verdict]
 
 
 def _slices(gate: GateResult) -> str:

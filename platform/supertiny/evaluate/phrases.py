@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import floor, log10
 
 from supertiny.evaluate.compare import Difference, Interval
-from supertiny.evaluate.schema import Arm, GateResult, Report, Stage
+from supertiny.evaluate.schema import Arm, GateResult, Recovery, Report, Stage
 from supertiny.records import Parity
 
 ARM_COLUMNS = ("requests", "failed", "right", "latency p50", "latency p95", "$ per million requests")
@@ -107,6 +107,17 @@ def explanation(gate: GateResult) -> str:
         f"{gap(gate.difference)}, {100 * gate.confidence:g} % interval of the paired difference; {MINUS}{100 * gate.margin:g} points were "
         f"allowed. {gate.verdict.capitalize()}: {reasons[gate.verdict]}."
     )
+
+
+def recovered(recovery: Recovery) -> str:
+    """Which round's model went on, and why healing ended."""
+    reasons = {
+        "enough": "the whole interval of its loss lies within them",
+        "rounds": "no round was surely within them, and it is the best of those that were to be made",
+        "tokens": "no round was surely within them, and it is the best that the training tokens were enough for",
+    }
+    allowed = f"{100 * recovery.margin:g} points of exact match may be lost against {recovery.baseline.removeprefix('eval-')}"
+    return f"{allowed}. {recovery.model} went on: {reasons[recovery.ended]}."
 
 
 def proof(parity: Parity | None, candidate: str) -> str:

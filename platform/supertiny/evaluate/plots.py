@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from supertiny.evaluate import phrases
 from supertiny.evaluate.compare import Interval
 from supertiny.evaluate.labels import place_labels
-from supertiny.evaluate.schema import Curves, Report
+from supertiny.evaluate.schema import Curves, Recovery, Report
 
 INK, MUTED, FAINT = "#1c2733", "#5d6b7a", "#d9dfe5"
 BASELINE, CANDIDATE, OTHERS = "#1c2733", "#0b63c5", "#93a5b8"
@@ -150,6 +150,23 @@ def training(name: str, curves: Curves) -> str:
     return _svg(figure, f"training-{name}")
 
 
+def healing(name: str, recovery: Recovery) -> str:
+    """Exact match minus the baseline's over the training tokens, a point a round, and the line that its whole interval has to be above."""
+    figure, axes = _figure(2.6)
+    gaps = [each.difference for each in recovery.rounds]
+    errors = 100 * np.array([(gap.value - gap.low, gap.high - gap.value) for gap in gaps]).T
+    points = [100 * gap.value for gap in gaps]
+    axes.errorbar([each.tokens for each in recovery.rounds], points, yerr=errors, fmt="o-", ms=5, color=CANDIDATE, lw=1.1, elinewidth=1.4)
+    axes.axhline(-100 * recovery.margin, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=0)
+    axes.axhline(0, color=FAINT, lw=0.9, zorder=0)
+    axes.tick_params(length=0)
+    axes.locator_params(nbins=5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value:,.0f}"))
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel(f"points from {recovery.baseline.removeprefix('eval-')}")
+    return _svg(figure, f"healing-{name}")
+
+
 def _panels(curves: Curves) -> list[tuple[str, dict[str, list[float | None]]]]:
     """Titles and the metrics below them; those that no title names have their own."""
     terms = ("loss", "cross_entropy", "forward_kl", "tail_penalty")
@@ -226,7 +243,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, name: str, top: float | None = None) -> str:
     """The figure as one SVG element; ids get the plot's name, so that several fit into one page."""
     buffer = io.StringIO()
-    if name in ("slices", "size", "time") or name.startswith("training"):
+    if name in ("slices", "size", "time") or name.startswith(("training", "healing")):
         figure.tight_layout(pad=0.2, rect=(0, 0, 1, top or 1))
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -13,10 +13,21 @@ from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.curves import read_curves
 from supertiny.evaluate.page import render_page
-from supertiny.evaluate.schema import TRANSFERS, Ab, Choice, EvaluationMetrics, GateMetrics, GateResult, Report, Stage
+from supertiny.evaluate.schema import (
+    QUANTIZED,
+    TRANSFERS,
+    Ab,
+    Choice,
+    EvaluationMetrics,
+    GateMetrics,
+    GateResult,
+    Recovery,
+    Report,
+    Stage,
+)
 from supertiny.records import Parity
 
-STAGES = ("teacher", "base", *TRANSFERS, "prune", "heal", "awq", "w8a8")
+STAGES = ("teacher", "base", *TRANSFERS, "prune", "heal", *QUANTIZED)
 """The chain's models, in the order of those that stand at one place of it; others come after them."""
 PACKAGES = ("ray", "vllm", "torch", "transformers", "trl", "deepspeed", "llmcompressor", "supertiny")
 EVALUATION = "eval-"
@@ -79,7 +90,8 @@ def build_report(
         parity=_parity(published[gate], published) if gate in published else None,
         ab=ab,
         choice=choice,
-        seconds={**{name: manifest.seconds for name, manifest in published.items()}, **(more_seconds or {})},
+        recoveries={name: _recovery(manifest) for name, manifest in published.items() if manifest.kind == "recovery"},
+        seconds={**{name: each.seconds for name, each in published.items() if each.kind != "recovery"}, **(more_seconds or {})},
         curves={name: curves for name in published if (curves := read_curves(root / name))},
         versions=versions(),
         git_revision=made_by.git_revision,
@@ -149,6 +161,11 @@ def _gate(artifact: Artifact) -> GateResult:
         verdict=metrics.verdict,
         n=metrics.candidate.exact_match.n,
     )
+
+
+def _recovery(manifest: Manifest) -> Recovery:
+    asked = {key: manifest.config[key] for key in ("baseline", "margin")}
+    return Recovery.model_validate({**asked, **manifest.metrics})
 
 
 def _parity(gate: Manifest, published: Mapping[str, Manifest]) -> Parity | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from supertiny.artifacts import Parent
@@ -12,6 +14,8 @@ from supertiny.records import Parity, Record
 
 TRANSFERS = ("sft", "distill", "on_policy", "rl")
 """Stages that make the student, whichever of them a curriculum has."""
+QUANTIZED = ("awq", "gptq", "w8a8", "fp8")
+"""Stages that quantize it, whichever of them a chain has."""
 
 
 class Latency(Record):
@@ -97,11 +101,25 @@ class GateMetrics(Record):
     baseline_only: int
 
 
+class Round(Record):
+    """The model that healing starts from, as round 0, or what a round of it made."""
+
+    model: str
+    """What was measured: where it was quantized, the quantized one."""
+    tokens: int
+    """Training tokens of this round and all before."""
+    exact_match: float
+    difference: Difference
+    """Exact match minus the baseline's, on the same prompts."""
+    verdict: GateVerdict
+    """`pass`: the whole interval lies above minus the margin."""
+
+
 class Stage(Record):
     """One model of the chain, as evaluated."""
 
     name: str
-    """`teacher`, `base`, `distill`, `rl`, `prune`, `heal`, `awq`, `w8a8`."""
+    """`teacher`, `base`, then the artifacts' names: `distill`, `rl`, `prune`, `heal`, `heal-1`, `awq`, `w8a8`."""
     model_uri: str
     system: System
     parameters: int
@@ -134,6 +152,19 @@ class GateResult(Record):
     slices: dict[str, Difference]
     verdict: GateVerdict
     n: int
+
+
+class Recovery(Record):
+    """How healing went, round by round."""
+
+    baseline: str
+    """Evaluation that every round is compared with."""
+    margin: float
+    rounds: list[Round]
+    ended: Literal["enough", "rounds", "tokens"]
+    """The last round lies within the margin, or which budget was spent before one did."""
+    model: str
+    """The round's that went on."""
 
 
 class Arm(Record):
@@ -178,8 +209,10 @@ class Report(Record):
     """None before anything was served."""
     choice: Choice | None = None
     """None before models were measured against each other."""
+    recoveries: dict[str, Recovery] = Field(default_factory=dict)
+    """Healing until it was enough, by its artifact's name."""
     seconds: dict[str, float]
-    """What making each artifact took, by its name, in the order in which they were published."""
+    """What making each artifact took, by its name, in the order in which they were published; a recovery's rounds stand for it."""
     curves: dict[str, Curves] = Field(default_factory=dict)
     """How each training stage went, by its artifact's name, in the same order."""
     versions: dict[str, str]

@@ -11,6 +11,7 @@ from supertiny.config import StageConfig
 from supertiny.cost import machine_price
 from supertiny.doctor.examine import refuse_strangers
 from supertiny.evaluate.judge import choose
+from supertiny.pipeline.check_compression import check_compression
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.place import check_places
 from supertiny.rollout.pipeline import check_fits as check_rollout_fits
@@ -29,11 +30,12 @@ def check(config: PipelineConfig) -> None:
     Raises:
         MissingInput, CorruptArtifact: an artifact that a stage starts from, and that no stage before it makes.
         ConfigError: a task refuses its options, the split has too few prompts to evaluate, the price table lacks the machine, or a tracker
-            is not installed, or a stage's image cannot be had in a job with uploaded files.
+            is not installed, a stage's image cannot be had in a job with uploaded files, or the compression as `check_compression`.
         PlanTooBig: the cluster is too small for a stage.
         OpenCluster: others reach its job server, and it asks them for no token.
     """
     check_inputs(config)
+    check_compression(config)
     for section in (config.rollout, config.rl, config.evaluate):
         load_task(section.task)
     choose(load_task(config.evaluate.task).prompts(config.evaluate.split), config.evaluate.num_prompts, config.evaluate.split)
@@ -44,8 +46,8 @@ def check(config: PipelineConfig) -> None:
         ray.init(logging_level=logging.WARNING)
     refuse_strangers()
     check_rollout_fits(config.rollout.layout)
-    check_places((config.prune, config.awq, config.w8a8, config.parity))
-    for stage in (*config.transfers, config.heal):
+    check_places((config.prune, *config.quantized, config.parity))
+    for stage in (*config.transfers, *config.healings):
         check_workers_fit(stage)
         check_trackers(stage.trackers)
 
@@ -59,7 +61,7 @@ def check_inputs(config: PipelineConfig) -> None:
     made = {section.name for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
     for model in {config.teacher, config.base, config.serve.teacher} - made:
         open_artifact(model, config.run_root, "model")
-    for stage in (config.rollout, *config.transfers, config.prune, config.heal, config.awq, config.w8a8):
+    for stage in (config.rollout, *config.transfers, config.prune, *config.healings, *config.quantized):
         for uri, kind in inputs(stage):
             if uri not in made:
                 open_artifact(uri, config.run_root, kind)

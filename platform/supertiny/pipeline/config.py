@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
 from supertiny.config import Config, JobConfig
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
+from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.rollout.config import RolloutConfig
 from supertiny.serving.config import ServeConfig
 from supertiny.train.config import DistillConfig, RlConfig
@@ -27,18 +28,27 @@ CHAIN: dict[str, dict[str, Any]] = {
     "rl": {"name": "rl"},
     "prune": {"name": "prune"},
     "heal": {"name": "heal", "student": "prune"},
+    "recover": {"name": "recovery", "max_rounds": 2},
     "awq": {"name": "awq", "student": "heal", "format": "awq_w4a16"},
+    "gptq": {"name": "gptq", "student": "heal", "format": "gptq_w4a16"},
     "w8a8": {"name": "w8a8", "student": "heal", "format": "w8a8"},
-    "evaluate": {"name": "eval", "model": "teacher"},
+    "fp8": {"name": "fp8", "student": "heal", "format": "fp8_dynamic"},
+    "aware": {"name": "recovery-aware", "max_rounds": 2},
+    "evaluate": {"name": "eval", "model": "teacher", "system": "student"},
     "gate": {"name": "gate"},
     "parity": {"name": "parity"},
     "promote": {"name": "promote", "gate": "gate"},
 }
-"""What each section starts from: the artifact that it publishes and, where that is always the same, the one that it takes."""
-PINNED = ("name", "gate")
-"""Keys that only the chain sets: the report and the serving look its artifacts up by these names."""
+"""What each section starts from: the artifact that it publishes and, where that is always the same, the one that it takes. Two rounds after
+`heal`, since after three passes over its rollouts the demo learnt nothing more."""
+PINNED = ("name", "gate", "system")
+"""Keys that only the chain sets: the report and the serving look its artifacts up by these names, and students are evaluated as such."""
+QUANTIZED = ("awq", "gptq", "w8a8", "fp8")
+"""Sections that quantize; of these the chain sets `student` and `format` too."""
 Transfer = Literal["sft", "distill", "on_policy", "rl"]
 """A stage of the curriculum, by its section."""
+Candidate = Literal["heal", "awq", "gptq", "w8a8", "fp8"]
+"""What may go before the gate, by its section."""
 
 
 class TrafficConfig(Config):
@@ -53,7 +63,7 @@ class TrafficConfig(Config):
 
 
 class PipelineConfig(JobConfig):
-    """The whole chain: rollout, the curriculum, prune, heal, quantize in two ways, an evaluation after each, and a gate."""
+    """The whole chain: rollout, curriculum, prune, heal until it is enough, quantize in several ways, an evaluation after each, a gate."""
 
     teacher: str = "package://supertiny.tasks.assistant/models/teacher"
     """Model that the teacher pipeline calls; `teacher` where `pretrain_teacher` makes it."""
@@ -81,16 +91,29 @@ class PipelineConfig(JobConfig):
     """The cut to the target size."""
     heal: DistillConfig
     """A short distillation after the cut."""
+    recover: RecoverConfig
+    """Further rounds of it, `heal-1`, `heal-2`, …, while the healed student is not surely near the one before the cut: as `heal` and `gate`
+    (`confidence`, `min_prompts`) say, unless its own keys and `recover.heal` say otherwise. `max_rounds = 0` measures alone."""
+    candidates: tuple[Candidate, ...] = Field(("awq", "w8a8"), min_length=1)
+    """Sections whose models are evaluated, and the best of them gated, each once; the others are not run. `heal` is what healing came to,
+    in bfloat16; all others are made of that. Of those as accurate as the most accurate it is the cheapest."""
     awq: QuantizeConfig
-    """4-bit weights."""
+    """4-bit weights, scaled by AWQ."""
+    gptq: QuantizeConfig
+    """4-bit weights, rounded by GPTQ."""
     w8a8: QuantizeConfig
     """8-bit weights and activations."""
+    fp8: QuantizeConfig
+    """Both as 8-bit floats, on GPUs."""
+    aware: RecoverConfig
+    """Rounds of healing through the rounding of the best candidate, where that is a quantized one that would not pass the gate: it is
+    measured as `gate` says, and the best round goes there. Settings as in `recover`; `quantize` is the candidate's own section."""
     evaluate: EvaluateConfig
     """How every student is evaluated; `name`, `model` and `system` are set for each."""
     evaluate_teacher: EvaluateConfig
     """The same for the teacher pipeline, which may need other GPUs: what `evaluate` says, unless it says otherwise itself."""
     gate: GateConfig
-    """The comparison that decides; its candidate is the better of the quantized students."""
+    """The comparison that decides; its candidate is the best of `candidates`, or what `aware` made of it."""
     parity: ParityConfig
     """The proof that vLLM serves what Hugging Face loads of the gate's candidate, without which nothing is promoted: in the engine of
     `evaluate` and on its nodes, unless it says otherwise itself; `model` and `rollouts` are set."""
@@ -108,6 +131,16 @@ class PipelineConfig(JobConfig):
         """The stages of the curriculum, in their order."""
         return [getattr(self, section) for section in self.curriculum]
 
+    @property
+    def healings(self) -> list[DistillConfig]:
+        """The distillation after the cut, and a round of each recovery that has any."""
+        return [self.heal, *(each.heal for each in (self.recover, self.aware) if each.max_rounds)]
+
+    @property
+    def quantized(self) -> list[QuantizeConfig]:
+        """The stages that make the candidates but the healed one, in their order."""
+        return [getattr(self, section) for section in self.candidates if section != "heal"]
+
     @model_validator(mode="after")
     def _can_be_decided_and_served(self) -> Self:
         if self.gate.min_prompts > self.evaluate.num_prompts:
@@ -118,6 +151,31 @@ class PipelineConfig(JobConfig):
         if self.serve.num_cpus > self.num_cpus:
             raise ValueError(
                 f"serving needs {self.serve.num_cpus} logical CPUs (replicas x threads of both arms), num_cpus is {self.num_cpus}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heals_in_the_tokens_that_stay(self) -> Self:
+        """The tokens of the teacher, and of earlier rollouts, are not those of a student whose vocabulary was cut."""
+        if "vocab" not in self.prune.axis.split("+"):
+            return self
+        if any(stage.mode == "on_policy" for stage in self.healings):
+            raise ValueError(f"heal.mode on_policy: the teacher cannot score the tokens that prune.axis {self.prune.axis} renumbers")
+        if any(stage.replay for stage in self.healings):
+            raise ValueError(f"heal.replay: earlier rollouts are not in the tokens that prune.axis {self.prune.axis} renumbers")
+        return self
+
+    @model_validator(mode="after")
+    def _recoveries_of_this_chain(self) -> Self:
+        for name, recovery in (("recover", self.recover), ("aware", self.aware)):
+            if recovery.evaluate != self.evaluate:
+                raise ValueError(f"{name}.evaluate: a round is compared with what `evaluate` measured, so it cannot differ; leave it out")
+            if recovery.quantize is not None:
+                raise ValueError(f"{name}.quantize: without effect; the candidates' own sections say how")
+        if self.quantized and self.aware.max_rounds and (self.aware.heal.mode == "on_policy" or self.aware.heal.lora):
+            raise ValueError(
+                "aware.heal: training through a rounding is off-policy and trains all weights, which `heal` does not here; set "
+                "aware.max_rounds = 0"
             )
         return self
 
@@ -136,34 +194,44 @@ class PipelineConfig(JobConfig):
         for name, start in CHAIN.items():
             _refuse_pinned(name, start, values.get(name))
         sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name) or {}) for name, start in CHAIN.items()}
-        sections["evaluate_teacher"] = _merged(sections["evaluate"], {"system": "teacher"}, values.get("evaluate_teacher", {}))
-        for section in sections.values():
+        sections["evaluate_teacher"] = _merged(sections["evaluate"], values.get("evaluate_teacher") or {}, {"system": "teacher"})
+        sections["recover"] = _merged(cls._recovery(sections, "heal", ("confidence", "min_prompts")), sections["recover"])
+        sections["aware"] = _merged(
+            cls._recovery(sections, "aware", ("baseline", "margin", "confidence", "min_prompts")), sections["aware"]
+        )
+        for section in (*sections.values(), sections["recover"]["heal"], sections["aware"]["heal"]):
             if section.get("mode") == "on_policy":
-                section["on_policy"] = _merged(teacher, section.get("on_policy", {}))
+                section["on_policy"] = _merged(teacher, section.get("on_policy") or {})
         optional = ("pretrain_teacher", "pretrain_base")
         given = {name: _merged(top, values[name]) for name in optional if values.get(name) is not None}
         return {**values, **sections, **given, "serve": _merged(serve_top, inputs["serve"], values.get("serve", {}))}
 
     @classmethod
     def _students(cls, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-        """What every stage of the curriculum starts from, and the cut behind it."""
-        student = values.get("base", cls.model_fields["base"].default)
+        """What every stage of the curriculum starts from, the cut behind it, and the evaluation that healing looks back at."""
+        student, uncut = values.get("base", cls.model_fields["base"].default), "base"
         inputs: dict[str, dict[str, str]] = {}
         for section in values.get("curriculum", cls.model_fields["curriculum"].default):
             inputs[section] = {"student": student}
-            student = section
+            student = uncut = section
         cut = values.get("prune", {})
         if isinstance(cut, Mapping) and "vocab" in str(cut.get("axis", "")).split("+"):  # what follows knows the new token ids alone
-            inputs |= {section: {"rollouts": "prune-rollouts"} for section in ("heal", "awq", "w8a8")}
-        return {**inputs, "prune": {"student": student}}
+            inputs |= {section: {"rollouts": "prune-rollouts"} for section in ("heal", *QUANTIZED)}
+        return {**inputs, "prune": {"student": student}, "recover": {"baseline": f"eval-{uncut}"}}
 
-    @field_validator("curriculum")
     @classmethod
-    def _each_once(cls, curriculum: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({section for section in curriculum if curriculum.count(section) > 1})
+    def _recovery(cls, sections: Mapping[str, Any], rounds: str, judged: Sequence[str]) -> dict[str, Any]:
+        """A recovery as far as other sections say it: rounds of healing, and what is judged as by the gate."""
+        gate = {key: sections["gate"].get(key, GateConfig.model_fields[key].default) for key in judged}
+        return {**gate, "heal": {**sections["heal"], "name": rounds, "student": "heal"}, "evaluate": sections["evaluate"]}
+
+    @field_validator("curriculum", "candidates")
+    @classmethod
+    def _each_once(cls, named: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({section for section in named if named.count(section) > 1})
         if twice:
             raise ValueError(f"{', '.join(twice)} is there twice: a section publishes one artifact")
-        return curriculum
+        return named
 
 
 def _without_teacher(distill: Any) -> dict[str, Any]:
@@ -181,7 +249,7 @@ def _where_evaluated(evaluate: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_pinned(section: str, start: Mapping[str, Any], given: Any) -> None:
     """Raise ValueError where a section sets what the chain sets."""
     if isinstance(given, Mapping):
-        for key in PINNED:
+        for key in (*PINNED, "student", "format") if section in QUANTIZED else PINNED:
             if key in start and given.get(key, start[key]) != start[key]:
                 raise ValueError(f"{section}.{key} is {start[key]!r} in this chain and cannot be {given[key]!r}; leave it out")
 

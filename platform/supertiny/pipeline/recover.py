@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
-from supertiny.evaluate.compare import Difference, GateVerdict
 from supertiny.evaluate.config import EvaluateConfig, GateConfig
+from supertiny.evaluate.fresh import set_aside_stale
 from supertiny.evaluate.gate import compare, pair
 from supertiny.evaluate.judge import read_predictions
+from supertiny.evaluate.schema import Round
 from supertiny.pipeline.recover_config import RecoverConfig
-from supertiny.records import Record
 from supertiny.train.config import DistillConfig
 
 log = logging.getLogger(__name__)
@@ -32,20 +32,6 @@ class Stages(NamedTuple):
     quantize: Quantize
 
 
-class Round(Record):
-    """The cut model, as round 0, or what a round of healing made of it."""
-
-    model: str
-    """What was measured: where it was quantized, the quantized one."""
-    tokens: int
-    """Training tokens of this round and all before."""
-    exact_match: float
-    difference: Difference
-    """Exact match minus the uncut model's, on the same prompts."""
-    verdict: GateVerdict
-    """`pass`: the whole interval lies above minus the margin."""
-
-
 def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
     """Every `Round` in a manifest, why it ended (`enough`, or a spent budget of rounds or tokens), and the best round's `model`.
 
@@ -58,12 +44,13 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
     """
     baseline = open_artifact(config.baseline, config.run_root, "evaluation")
     cut = open_artifact(config.heal.student, config.run_root, "model")
+    set_aside_stale(config, {"student": cut, "baseline": baseline})
 
     def build(_: Path) -> Mapping[str, Any]:
         rounds = heal_until_enough(config, baseline, stages or our_stages())
         ended = why_ended(rounds, config)
         best = rounds[-1] if ended == "enough" else max(rounds, key=lambda each: each.exact_match)
-        log.info("%s: %s", config.name, describe(best, ended))
+        log.info("%s: %s", config.name, describe(best, config.baseline, ended))
         return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": best.model}
 
     return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
@@ -76,11 +63,11 @@ def heal_until_enough(config: RecoverConfig, baseline: Artifact, stages: Stages)
     while why_ended(rounds, config) is None:
         number = len(rounds)
         healed = f"{config.heal.name}-{number}"
-        stage = config.heal.model_copy(update={"name": healed, "student": student, "seed": config.heal.seed + number - 1})
+        stage = config.heal.model_copy(update={"name": healed, "student": student, "seed": config.heal.seed + number})
         tokens = rounds[-1].tokens + int(stages.distill(stage).manifest.metrics["tokens"])
         student = healed
         rounds.append(_measure(config, baseline, _quantized(config, student, number, stages), tokens, stages))
-        log.info("%s: %s", config.name, describe(rounds[-1], None))
+        log.info("%s: %s", config.name, describe(rounds[-1], config.baseline, None))
     return rounds
 
 
@@ -104,15 +91,15 @@ def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
     return "tokens" if rounds[-1].tokens + of_a_round > config.max_tokens else None
 
 
-def describe(of: Round, ended: str | None) -> str:
+def describe(of: Round, baseline: str, ended: str | None) -> str:
     """One line for the log."""
     gap = of.difference
-    points = f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] from the uncut model"
+    points = f"{100 * gap.value:+.1f} points [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] from {baseline}"
     return f"{of.model}: {100 * of.exact_match:.1f} % after {of.tokens:,} tokens, {points}{f'; ended: {ended}' if ended else ''}"
 
 
 def _measure(config: RecoverConfig, baseline: Artifact, model: str, tokens: int, stages: Stages) -> Round:
-    evaluation = stages.evaluate(config.evaluate.model_copy(update={"name": f"eval-{model}", "model": model}))
+    evaluation = stages.evaluate(config.evaluate.of(model))
     gate = GateConfig(
         candidate=evaluation.manifest.name,
         baseline=config.baseline,

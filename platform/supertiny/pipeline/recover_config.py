@@ -30,12 +30,12 @@ class RecoverConfig(StageConfig):
     """Of that two-sided interval."""
     min_prompts: int = Field(1000, ge=1)
     """Fewer paired prompts than this decide nothing."""
-    max_rounds: int = Field(4, ge=1, le=100)
-    """Rounds at most."""
+    max_rounds: int = Field(4, ge=0, le=100)
+    """Rounds at most; 0 measures alone."""
     max_tokens: int = Field(1_000_000_000, ge=1)
     """Training tokens of all rounds; the first is made in any case, and none after it that the one before shows to go beyond."""
     heal: DistillConfig
-    """One round; each starts from the one before, the first from `heal.student`, which is the cut model."""
+    """One round; each starts from the one before, the first from `heal.student`, which is the cut model. Each has another `seed`."""
     quantize: QuantizeConfig | None = None
     """How `heal.student` and every round are quantized before they are evaluated; the rounds' quantized models are `<quantize.name>-1`, …,
     rounded to nearest, as their training expects. None evaluates them as they are."""
@@ -68,6 +68,6 @@ class RecoverConfig(StageConfig):
             if values["quantize"].get("student", student) != student:
                 raise ValueError(f"quantize.student: without effect; every round quantizes what healing makes of {student}")
             aware = {name: values["quantize"].get(name) for name in ("format", "group_size") if values["quantize"].get(name) is not None}
-            values["heal"] = {"quantization_aware": {"format": "awq_w4a16", **aware}, **values["heal"]}
+            values["heal"] = {"quantization_aware": {"format": QuantizeConfig.model_fields["format"].default, **aware}, **values["heal"]}
             values["quantize"] = {**values["quantize"], "student": student}
         return values

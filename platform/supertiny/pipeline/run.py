@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
 
 from supertiny.artifacts import Artifact, write_atomically
 from supertiny.compress.parity import prove
 from supertiny.compress.prune import prune
-from supertiny.compress.quantize import quantize
-from supertiny.evaluate.choose import better
 from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.gate import gate
 from supertiny.evaluate.promote import promote
 from supertiny.evaluate.suites import evaluate
+from supertiny.pipeline.candidates import choose_candidate
 from supertiny.pipeline.check import check
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
 from supertiny.pipeline.place import run_at_place
@@ -41,7 +39,7 @@ def run(config: PipelineConfig) -> Artifact:
         if section is not None:
             pretrain(section)
     rollout(config.rollout)
-    evaluate_model(config, "teacher", config.teacher, "teacher")
+    evaluate_model(config, "teacher", config.teacher)
     evaluate_model(config, "base", config.base)
     for stage in config.transfers:
         rl(stage) if isinstance(stage, RlConfig) else distill(stage)
@@ -50,9 +48,7 @@ def run(config: PipelineConfig) -> Artifact:
     evaluate_model(config, config.prune.name)
     distill(config.heal)
     evaluate_model(config, config.heal.name)
-    run_at_place(quantize, config.awq)
-    run_at_place(quantize, config.w8a8)
-    candidate = better(evaluate_model(config, config.awq.name), evaluate_model(config, config.w8a8.name))
+    candidate = choose_candidate(config)
     gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
     try:
         promotion = prove_served(config, candidate)
@@ -68,9 +64,7 @@ def prove_served(config: PipelineConfig, candidate: Artifact) -> PromoteConfig:
     return config.promote.model_copy(update={"parity": stage.name})
 
 
-def evaluate_model(
-    config: PipelineConfig, stage: str, uri: str | None = None, system: Literal["student", "teacher"] = "student"
-) -> Artifact:
+def evaluate_model(config: PipelineConfig, stage: str, uri: str | None = None) -> Artifact:
     """A stage's evaluation, `eval-<stage>`: of the model that it published, or of the one at `uri`."""
-    section = config.evaluate_teacher if system == "teacher" else config.evaluate
-    return evaluate(section.model_copy(update={"name": f"eval-{stage}", "model": uri or stage, "system": system}))
+    section = config.evaluate_teacher if stage == "teacher" else config.evaluate
+    return evaluate(section.of(stage, uri))

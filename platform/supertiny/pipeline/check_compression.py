@@ -1,0 +1,81 @@
+"""Whether the chain's student can be cut and quantized as it asks, by its shape: known before the first rollout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from supertiny.artifacts import open_artifact
+from supertiny.compress.config import PruneConfig
+from supertiny.compress.latency import read_latency
+from supertiny.compress.shapes import Shape, check_group_size, check_heads, read_shape
+from supertiny.compress.solver import Limits, limits_of, solve, target_of
+from supertiny.compress.vocabulary import read_vocabulary, required_ids
+from supertiny.formats import check_device
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.train.pretrain_config import ModelSize
+
+
+def check_compression(config: PipelineConfig) -> None:
+    """Solve the cut from the shape that the curriculum starts from, and look whether the formats fit the result.
+
+    Which tokens the rollouts use is not known yet, so a vocabulary that passes here may still turn out to be too small.
+
+    Raises:
+        ConfigError: no shape reaches the target, the architecture or the tokenizer cannot be cut, groups do not fit the widths, or a format
+            is for GPUs and its stage has none.
+        MissingInput, CorruptArtifact: the model that is cut, or the latencies that a target in seconds needs.
+    """
+    for stage in config.quantized:
+        check_device(stage.format, stage.place.num_gpus > 0 if stage.place else torch.cuda.is_available())
+    start, made = origin(config), config.pretrain_base
+    if made is not None and start == made.name:
+        cut = shape_after(config.prune, shape_of(made.model))
+    else:
+        folder = open_artifact(start, config.run_root, "model").path
+        shape = read_shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        cut = shape_after(config.prune, shape, folder)
+    for stage in config.quantized:
+        if stage.group_size is not None:
+            check_group_size(cut, stage.group_size)
+
+
+def origin(config: PipelineConfig) -> str:
+    """The model whose shape the cut student has: a transfer changes none."""
+    model = config.prune.student
+    for stage in reversed(config.transfers):
+        model = stage.student if stage.name == model else model
+    return model
+
+
+def shape_after(config: PruneConfig, shape: Shape, folder: Path | None = None) -> Shape:
+    """The shape that a cut comes to; raises as `check_compression`.
+
+    Args:
+        folder: of a model that is there, whose tokenizer says which tokens have to stay in any case.
+    """
+    check_heads(shape, config.tensor_parallel_size)
+    latency = None
+    if config.target_seconds_per_token is not None:
+        latency = read_latency(open_artifact(config.latency, config.run_root, "latency"))
+    smallest = Limits.smallest_vocab
+    if folder is not None and "vocab" in config.axis.split("+"):
+        smallest = len(required_ids(read_vocabulary(folder), ()))
+    return solve(shape, config.axis, target_of(config, shape, latency), limits_of(config, smallest))
+
+
+def shape_of(size: ModelSize) -> Shape:
+    """Of the Qwen2 model that pretraining makes."""
+    return Shape(
+        model_type="qwen2",
+        vocab_size=size.vocabulary_size,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.feed_forward_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.hidden_size // 64,
+        num_key_value_heads=size.num_key_value_heads,
+        head_dim=64,
+        tie_word_embeddings=True,
+    )

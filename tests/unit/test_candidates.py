@@ -1,0 +1,150 @@
+"""What goes before the gate: healing until it is enough, the named candidates, the best of them, and training through its rounding."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_model, rows
+
+from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.compress.config import QuantizeConfig
+from supertiny.config import load
+from supertiny.evaluate.config import EvaluateConfig
+from supertiny.evaluate.gate import gate
+from supertiny.pipeline.candidates import choose_candidate
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.recover import Stages
+from supertiny.train.config import DistillConfig
+
+DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo" / "pipeline.toml"
+NUM_PROMPTS = 1000
+ENOUGH = {"heal": 948, "awq": 945, "w8a8": 947}
+"""Right answers by model; the student before the cut has 950 and the teacher 970, so that under 2 and 5 points these pass."""
+
+
+class Chain:
+    """A run up to `heal`, and stages that make models which get so many of 1,000 prompts right at a cost of so many seconds each."""
+
+    def __init__(self, root: Path, right: dict[str, int], seconds: dict[str, float] | None = None, settings: tuple[str, ...] = ()) -> None:
+        self.config = load(PipelineConfig, DEMO, [f'run_root="{root}"', *settings])
+        self.root, self.right, self.seconds = root, {"rl": 950, "teacher": 970, **right}, seconds or {}
+        self.distilled: list[DistillConfig] = []
+        self.quantized: list[QuantizeConfig] = []
+        for name in ("rl", "teacher", "heal"):
+            self.evaluate(self.config.evaluate.of(publish_model(root, name, contents=name).manifest.name))
+
+    def distill(self, config: DistillConfig) -> Artifact:
+        self.distilled.append(config)
+        return self._model(config.name, config.student, {"tokens": 100})
+
+    def quantize(self, config: QuantizeConfig) -> Artifact:
+        self.quantized.append(config)
+        return self._model(config.name, config.student, {})
+
+    def evaluate(self, config: EvaluateConfig) -> Artifact:
+        judged = rows([at < self.right[config.model] for at in range(NUM_PROMPTS)])
+        seconds = {"each": self.seconds.get(config.model, 0.01)}
+        return publish_evaluation(self.root, open_artifact(config.model, str(self.root), "model"), judged, seconds=seconds)
+
+    def candidate(self) -> str:
+        """The name of the chosen evaluation."""
+        return choose_candidate(self.config, Stages(self.distill, self.evaluate, self.quantize)).manifest.name
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        """Of a recovery."""
+        return open_artifact(name, str(self.root), "recovery").manifest.metrics
+
+    def _model(self, name: str, student: str, more: dict[str, int]) -> Artifact:
+        parent = open_artifact(student, str(self.root), "model")
+        config = FakeModelConfig(run_root=str(self.root), name=name, contents=name)
+        return make(config, "model", {"student": parent}, lambda _: {"parameters": 1, "bytes": 2, **more})
+
+
+def test_a_healed_student_that_is_near_enough_is_quantized_as_it_is(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, ENOUGH, {"w8a8": 0.004})
+    assert chain.candidate() == "eval-w8a8"
+    assert chain.distilled == []
+    assert [(each.name, each.student) for each in chain.quantized[:2]] == [("awq", "heal"), ("w8a8", "heal")]
+    assert [chain.metrics(name)["ended"] for name in ("recovery", "recovery-aware")] == ["enough", "enough"]
+
+
+def test_candidates_are_made_of_what_further_healing_came_to(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**ENOUGH, "heal": 900, "heal-1": 930, "heal-2": 947}, settings=("recover.max_rounds=3",))
+    chain.candidate()
+    assert [(each.name, each.student) for each in chain.distilled] == [("heal-1", "heal"), ("heal-2", "heal-1")]
+    assert {each.student for each in chain.quantized} == {"heal-2"}
+
+
+def test_without_rounds_healing_is_measured_alone(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**ENOUGH, "heal": 900}, settings=("recover.max_rounds=0",))
+    chain.candidate()
+    assert chain.distilled == []
+    found = chain.metrics("recovery")
+    assert (found["ended"], found["model"], len(found["rounds"])) == ("rounds", "heal", 1)
+
+
+def test_the_healed_student_itself_may_be_the_best(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {"heal": 948, "w8a8": 900}, settings=('candidates=["heal", "w8a8"]',))
+    assert chain.candidate() == "eval-heal"
+    assert not (tmp_path / "recovery-aware").exists()
+
+
+def test_where_healing_took_rounds_the_last_one_is_the_candidate_heal(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {"heal": 900, "heal-1": 948}, settings=('candidates=["heal"]',))
+    assert chain.candidate() == "eval-heal-1"
+    assert chain.quantized == []
+
+
+def test_only_named_candidates_are_made(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {"heal": 948, "gptq": 945, "fp8": 947}, settings=('candidates=["gptq", "fp8"]',))
+    chain.candidate()
+    assert {(each.name, each.format) for each in chain.quantized} == {("gptq", "gptq_w4a16"), ("fp8", "fp8_dynamic")}
+
+
+TOO_MUCH = {"heal": 948, "awq": 850, "w8a8": 900}
+"""W8A8, the best, is 7 points below the teacher, where 5 are allowed."""
+
+
+def test_where_the_best_would_not_pass_it_is_trained_through_its_rounding_and_that_goes_to_the_gate(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**TOO_MUCH, "w8a8-1": 960}, settings=("heal.learning_rate=0.003",))
+    assert chain.candidate() == "eval-w8a8-1"
+    (round_1,) = chain.distilled
+    assert (round_1.name, round_1.student, round_1.learning_rate) == ("aware-1", "heal", 0.003)
+    assert round_1.quantization_aware is not None
+    assert round_1.quantization_aware.format == "w8a8"
+    assert [(each.name, each.student, each.rounding) for each in chain.quantized[-1:]] == [("w8a8-1", "aware-1", "nearest")]
+    assert [each["verdict"] for each in chain.metrics("recovery-aware")["rounds"]] == ["fail", "pass"]
+
+
+@pytest.mark.parametrize(("after", "chosen"), [(880, "eval-w8a8"), (910, "eval-w8a8-1")])
+def test_where_no_round_is_enough_the_best_goes_to_the_gate(tmp_path: Path, after: int, chosen: str) -> None:
+    assert Chain(tmp_path, {**TOO_MUCH, "w8a8-1": after}).candidate() == chosen
+
+
+def test_without_rounds_the_candidate_goes_to_the_gate_as_it_is(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, TOO_MUCH, settings=("aware.max_rounds=0",))
+    assert chain.candidate() == "eval-w8a8"
+    assert chain.distilled == []
+
+
+def test_a_second_run_makes_nothing_and_no_gate_again(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**TOO_MUCH, "heal": 900, "heal-1": 948, "w8a8-1": 960})
+    times = []
+    for _ in range(2):
+        gate(chain.config.gate.model_copy(update={"candidate": chain.candidate()}))
+        times.append({path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("manifest.json"))})
+    assert times[0] == times[1]
+    assert (tmp_path / "gate" / "manifest.json") in times[0]
+
+
+def test_a_healed_student_that_was_made_anew_is_measured_anew(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**ENOUGH, "heal": 900, "heal-1": 948})
+    chain.candidate()
+    for name in ("heal", "eval-heal"):
+        shutil.rmtree(tmp_path / name)
+    publish_model(tmp_path, "heal", contents="heal", parameters=3_400_001)  # the same settings, other weights
+    chain.right["heal"] = 949
+    chain.evaluate(chain.config.evaluate.of("heal"))
+    chain.candidate()
+    assert [each["exact_match"] for each in chain.metrics("recovery")["rounds"]] == [0.949]
