@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 from supertiny.errors import ConfigError, MissingInput
 
 ID_FILES = ("config.json", "generation_config.json")
@@ -47,6 +45,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         MissingInput: there is no tokenizer.json.
         ConfigError: another kind of tokenizer, where dropping a token could lose text, or other files add tokens to it.
     """
+    from transformers import PreTrainedTokenizerFast
+
     path = folder / "tokenizer.json"
     if not path.exists():
         raise MissingInput(f"{folder}: no tokenizer.json; a vocabulary is cut for fast tokenizers only")
