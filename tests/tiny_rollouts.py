@@ -73,14 +73,14 @@ def publish_rollouts(folder: Path, rollouts: list[Rollout], name: str = "rollout
     return path
 
 
-def _completion(tokenizer: Any, prompt: Prompt, with_teacher: bool) -> Completion:
-    text = render(prompt.reference) if prompt.reference else "I can't do that."
-    ids = completion_token_ids(tokenizer, text)
-    return Completion(text=text, token_ids=ids, top_k=_teacher(ids, len(tokenizer)) if with_teacher else None)
-
-
-def _teacher(ids: list[int], vocabulary_size: int) -> TopK:
-    """A confident teacher: 0.9 on the token that follows, 0.02 on each of three others."""
+def confident_teacher(ids: list[int], vocabulary_size: int) -> TopK:
+    """0.9 on the token that follows, 0.02 on each of three others, drawn from the vocabulary."""
     others = [random.Random(at).sample([token for token in range(vocabulary_size) if token != ids[at]], KEPT - 1) for at in range(len(ids))]
     logprobs = [-0.10536052, *[-3.912023] * (KEPT - 1)]
     return TopK(ids=[[token, *rest] for token, rest in zip(ids, others, strict=True)], logprobs=[logprobs] * len(ids))
+
+
+def _completion(tokenizer: Any, prompt: Prompt, with_teacher: bool) -> Completion:
+    text = render(prompt.reference) if prompt.reference else "I can't do that."
+    ids = completion_token_ids(tokenizer, text)
+    return Completion(text=text, token_ids=ids, top_k=confident_teacher(ids, len(tokenizer)) if with_teacher else None)

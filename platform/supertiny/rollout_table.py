@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,26 @@ def read_rejected(folder: Path) -> list[Rollout]:
     return from_table(read_table(folder / REJECTED), str(folder / REJECTED))
 
 
-def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
+def write_rollouts(path: Path, rollouts: Iterable[Rollout]) -> int:
     """One Parquet file (zstd) of rollouts; log-probabilities as float16, within 0.01 nats down to -20.
 
     The teacher's top 100 take at most 450 bytes a token, even with ids drawn at random from a vocabulary of 152k.
 
+    Args:
+        rollouts: taken as they are written, some hundreds at a time.
+
+    Returns:
+        How many there were.
+
     Raises:
         CorruptArtifact: a rollout's teacher log-probabilities do not fit its tokens.
     """
-    pq.write_table(to_table(rollouts), path, **_STORED)
+    rows, written = iter(rollouts), 0
+    with TableWriter(path) as table:
+        while part := list(islice(rows, _ROWS_AT_A_TIME)):
+            table.write(part)
+            written += len(part)
+    return written
 
 
 class TableWriter:

@@ -1,5 +1,6 @@
 """What goes before the gate: healing until it is enough, the named candidates, the best of them, and training through its rounding."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def test_a_second_run_makes_nothing_and_no_gate_again(tmp_path: Path) -> None:
 def test_a_healed_student_that_was_made_anew_is_measured_anew(tmp_path: Path) -> None:
     chain = Chain(tmp_path, {**ENOUGH, "heal": 900, "heal-1": 948})
     chain.candidate()
-    publish_model(tmp_path, "heal", contents="better")
+    for name in ("heal", "eval-heal"):
+        shutil.rmtree(tmp_path / name)
+    publish_model(tmp_path, "heal", contents="heal", parameters=3_400_001)  # the same settings, other weights
     chain.right["heal"] = 949
     chain.evaluate(chain.config.evaluate.of("heal"))
     chain.candidate()

@@ -17,7 +17,7 @@ from supertiny.train.fake_quantization import check_groups, round_layers, rounde
 from supertiny.train.quantization_config import QuantizationAwareSettings
 from supertiny.train.students import save_student
 
-FORMATS: tuple[Format, ...] = ("awq_w4a16", "gptq_w4a16", "w8a8")
+FORMATS: tuple[Format, ...] = ("awq_w4a16", "gptq_w4a16", "w8a8", "fp8_dynamic")
 TOKENS = torch.arange(24).reshape(2, 12)
 
 
@@ -52,7 +52,7 @@ def test_a_group_has_a_scale_of_its_own() -> None:
 def test_the_gradient_passes_the_rounding_unchanged(form: Format) -> None:
     weights = torch.randn(4, 128, dtype=torch.float64, requires_grad=True)
     towards = torch.randn(4, 128, dtype=torch.float64)
-    grid = scheme_of(form, 128 if form != "w8a8" else None).weights
+    grid = scheme_of(form, aware(form).group_size).weights
     (straight_through(weights, grid) * towards).sum().backward()
     assert torch.equal(weights.grad, towards)
 
@@ -113,7 +113,7 @@ def test_groups_that_do_not_fit_are_named_before_the_model_is_loaded(student: Pa
 
 
 def test_a_4_bit_format_has_groups_of_128_unless_told_otherwise() -> None:
-    assert [aware(form).group_size for form in FORMATS] == [128, 128, None]
+    assert [aware(form).group_size for form in FORMATS] == [128, 128, None, None]
     with pytest.raises(ValidationError, match="without effect on w8a8"):
         aware("w8a8", 64)
 

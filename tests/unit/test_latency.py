@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from compress_run import save_byte_tokenizer, tiny_student
 from test_shapes import QWEN_HALF_BILLION, TINY
+from tokenizers import Tokenizer, models
 
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.dry_run import describe
 from supertiny.compress.latency import LatencyModel, MeasuredShape, fit, shapes_to_measure
+from supertiny.compress.measure import cuts_to_measure, write_random
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import limits_of, solve, target_of
 from supertiny.errors import ConfigError
@@ -67,6 +71,36 @@ def test_what_is_measured_is_what_kernels_take_and_an_axis_that_cannot_be_halved
         shapes_to_measure(replace(tiny, num_hidden_layers=1, intermediate_size=128), 1007)
 
 
+def test_cuts_of_the_vocabulary_keep_as_many_tokens_as_their_shape_has_rows(tmp_path: Path):
+    save_byte_tokenizer(tmp_path)
+    shape = read_shape(tiny_student(4, 640).config.to_dict())
+    kept = cuts_to_measure(tmp_path, shape)
+    assert [(each.vocab_size, ids and len(ids)) for each, ids in kept.items()] == [
+        (640, None),
+        (384, 384),
+        (640, None),
+        (640, None),
+        (384, 384),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["of another kind", "missing"])
+def test_a_student_whose_vocabulary_cannot_be_cut_is_measured_along_the_other_axes(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    if kind == "of another kind":
+        Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    with caplog.at_level(logging.WARNING):
+        kept = cuts_to_measure(tmp_path, HALF_BILLION)
+    assert "only layers and channels are cut" in caplog.text
+    assert set(kept.values()) == {None}
+    assert {(each.vocab_size, each.num_hidden_layers, each.intermediate_size) for each in kept} == {
+        (151_936, layers, width) for layers in (24, 12) for width in (4864, 2432)
+    }
+    found = fit(HALF_BILLION, [measured(each) for each in kept])
+    assert (found.per_row, found.per_layer) == (0, pytest.approx(COSTS["per_layer"], rel=1e-6))
+
+
 @pytest.mark.parametrize("axis", ["vocab", "depth", "width", "vocab+depth"])
 def test_a_target_in_seconds_is_met_by_the_largest_shape_that_meets_it(axis: str):
     aim = 0.9 * seconds(HALF_BILLION)
@@ -96,6 +130,12 @@ def test_a_target_that_no_shape_reaches_names_the_nearest():
         solve(HALF_BILLION, "width", target)
 
 
+def test_a_target_in_seconds_says_how_far_the_fit_is_from_what_was_measured():
+    model = model_of().model_copy(update={"worst_error": 0.034})
+    words = target_of(PruneConfig(target_seconds_per_token=0.01), HALF_BILLION, model).words
+    assert words.endswith("seconds, foretold within 3.4% of what was measured")
+
+
 def test_rows_that_cost_nothing_are_all_kept():
     free = model_of().model_copy(update={"per_row": 0.0})
     config = PruneConfig(axis="vocab+depth", target_seconds_per_token=0.9 * free.seconds_per_token(HALF_BILLION))
@@ -111,10 +151,6 @@ def test_the_dry_run_says_that_latencies_are_missing(tmp_path: Path):
 
 def test_a_student_whose_padding_token_lies_beyond_the_fewer_rows_is_cut_too(tmp_path: Path):
     """TRL writes the tokenizer's into the config that it trains: Qwen2.5's is 151,643, and half of its rows are 76,032."""
-    from compress_run import save_byte_tokenizer, tiny_student
-
-    from supertiny.compress.measure import write_random
-
     model = tiny_student(1, 512)
     model.config.pad_token_id = 500
     model.save_pretrained(tmp_path / "student")

@@ -1,11 +1,13 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from compress_run import make_run, save_byte_tokenizer, tiny_student
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from tiny_rollouts import publish_rollouts
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from supertiny.artifacts import open_artifact
 from supertiny.compress.calibration import MAX_BATCH_TOKENS
@@ -25,7 +27,7 @@ from supertiny.compress.logits import logits_by_part
 from supertiny.compress.prune import Cut, prune, write_pruned
 from supertiny.compress.shapes import read_shape
 from supertiny.compress.solver import solve, target_of
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.rollout_table import read_rollouts
 
 BATCHES = [[[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]], [[11, 12, 13]]]
@@ -199,13 +201,44 @@ def test_the_divergence_of_a_cut_vocabulary_is_over_the_kept_tokens_and_tells_wh
 
 
 def test_a_cut_vocabulary_is_published_with_rollouts_in_its_tokens(tmp_path: Path):
-    make_run(tmp_path, "rl", tiny_student(1, 512))
+    make_run(tmp_path, "rl", tiny_student(1, 512), num_pairs=200)
     artifact = prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95))
     assert artifact.manifest.metrics["removed_tokens"] == 128
     assert artifact.manifest.metrics["kl_nats"] == pytest.approx(0, abs=1e-5)
     rollouts = open_artifact("prune-rollouts", str(tmp_path), "rollouts")
     assert set(rollouts.manifest.parents) == {"rollouts", "model"}
-    assert [row.prompt for row in read_rollouts(rollouts.path)] == [row.prompt for row in read_rollouts(tmp_path / "rollouts")]
+    rows, tokenizer = read_rollouts(rollouts.path), AutoTokenizer.from_pretrained(artifact.path)
+    assert [row.prompt for row in rows] == [row.prompt for row in read_rollouts(tmp_path / "rollouts")]
+    taught = [row.completion for row in rows if row.completion.top_k]
+    assert len(taught) == 30
+    assert all(tokenizer.decode(each.token_ids) == f"{each.text}<|im_end|>" for each in taught)
+    assert all([ids[0] for ids in each.top_k.ids] == each.token_ids for each in taught)
+    assert float("-inf") in {logprob for each in taught for logprobs in each.top_k.logprobs for logprob in logprobs}
+
+
+def test_rollouts_that_a_kill_kept_from_being_published_are_on_the_next_run_without_pruning_again(tmp_path: Path):
+    make_run(tmp_path, "rl", tiny_student(1, 512), num_pairs=200)
+    config = PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95)
+    made = prune(config).path.stat().st_ino
+    shutil.move(tmp_path / "prune-rollouts", tmp_path / "before")
+    assert prune(config).path.stat().st_ino == made
+    assert read_rollouts(tmp_path / "prune-rollouts") == read_rollouts(tmp_path / "before")
+
+
+@pytest.mark.parametrize(
+    ("strange", "said"), [([500], "its token id 500 is no token of the student's"), ([5, 6], "its 3 token ids are not its text")]
+)
+def test_a_rollout_with_other_tokens_than_the_students_is_refused_before_a_vocabulary_is_cut_be_it_drawn_or_not(
+    tmp_path: Path, strange: list[int], said: str
+):
+    make_run(tmp_path, "rl", tiny_student(1, 512), num_pairs=200)
+    *rows, last = read_rollouts(tmp_path / "rollouts")
+    completion = last.completion.model_copy(update={"token_ids": [*strange, 457], "top_k": None})
+    publish_rollouts(tmp_path, [*rows, last.model_copy(update={"completion": completion})], "mixed")
+    config = PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95, rollouts="mixed", num_rows=1)
+    with pytest.raises(CorruptArtifact, match=f"rollout p39/0: {said}"):
+        prune(config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mixed", "rl", "rollouts"]
 
 
 def test_a_vocabulary_that_all_has_to_stay_is_not_cut(tmp_path: Path):

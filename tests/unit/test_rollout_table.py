@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from supertiny.records import Call, Completion, Prompt, Rollout, TopK, Usage, Ve
 from supertiny.rollout_table import (
     ACCEPTED,
     REJECTED,
-    TableWriter,
     iter_rollouts,
     read_rejected,
     read_rollouts,
@@ -85,19 +86,14 @@ def test_float16_keeps_logprobs_within_a_hundredth_of_a_nat(values: list[float])
     assert max(abs(float(a) - b) for a, b in zip(stored, values, strict=True)) < 0.01
 
 
-@pytest.mark.parametrize("writer", ["write_rollouts", "TableWriter"])
-def test_the_top_100_of_152k_tokens_take_at_most_450_bytes_a_token_even_drawn_at_random(writer: str, tmp_path: Path) -> None:
+def test_the_top_100_of_152k_tokens_take_at_most_450_bytes_a_token_even_drawn_at_random(tmp_path: Path) -> None:
     draw, num_rows, num_tokens = np.random.default_rng(0), 60, 50
     rows = []
     for at in range(num_rows):
         ids = draw.integers(0, 151_936, (num_tokens, 100))
         top_k = TopK(ids=ids.tolist(), logprobs=(-draw.exponential(5.0, ids.shape)).tolist())
         rows.append(some_rollout(f"p{at}/0", tuple(ids[:, 0].tolist()), top_k))
-    if writer == "TableWriter":
-        with TableWriter(tmp_path / ACCEPTED) as table:
-            table.write(rows)
-    else:
-        write_rollouts(tmp_path / ACCEPTED, rows)
+    write_rollouts(tmp_path / ACCEPTED, rows)
     assert (tmp_path / ACCEPTED).stat().st_size <= 450 * num_rows * num_tokens
     after = read_rollouts(tmp_path)
     assert [row.completion.top_k.ids for row in after if row.completion.top_k] == [
@@ -161,6 +157,28 @@ def test_part_by_part_the_top_k_of_some_hundred_rows_is_in_memory(tmp_path: Path
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] / 4
+
+
+def test_rows_are_written_while_only_some_hundreds_are_held(tmp_path: Path) -> None:
+    alive: set[int] = set()
+    held = []
+
+    def rows() -> Iterator[Rollout]:
+        for at in range(1500):
+            row = some_rollout(f"p{at}/0")
+            alive.add(at)
+            weakref.finalize(row, alive.discard, at)
+            held.append(len(alive))
+            yield row
+
+    assert write_rollouts(tmp_path / ACCEPTED, rows()) == 1500
+    assert max(held) < 600
+    assert [row.prompt.id for row in iter_rollouts(tmp_path)] == [f"p{at}" for at in range(1500)]
+
+
+def test_a_table_without_rows_is_read_as_one(tmp_path: Path) -> None:
+    assert write_rollouts(tmp_path / ACCEPTED, []) == 0
+    assert read_rollouts(tmp_path) == list(iter_rollouts(tmp_path)) == []
 
 
 def test_what_is_wrong_with_a_table_is_found_part_by_part_too(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from supertiny.artifacts import resolve
-from supertiny.compress.retokenize import check_tokenizer, renumber_rollout, renumbered, used_ids
+from supertiny.compress.export import copy_unchanged
+from supertiny.compress.retokenize import check_tokenizer
 from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.errors import ConfigError, CorruptArtifact
-from supertiny.records import Completion, Prompt, Rollout, TopK, Verdict
 
 TEACHER = resolve("package://supertiny.tasks.assistant/models/teacher", ".")
 SENTENCES = ["dim the lamp in the hall", "play some jazz in the kitchen", "wake me at seven", "what is the weather in the hall today"]
@@ -43,12 +45,10 @@ def llama_folder() -> Path:
 def cut(source: Path, size: int) -> tuple[Path, tuple[int, ...]]:
     """A folder of the smaller tokenizer that can write the first sentence in its own tokens, and the ids that it keeps."""
     folder, vocabulary = Path(mkdtemp()), read_vocabulary(source)
-    used = AutoTokenizer.from_pretrained(source).encode(SENTENCES[0])
+    used = {*AutoTokenizer.from_pretrained(source).encode(SENTENCES[0]), *named_ids(source, vocabulary.num_tokens)}
     kept = tuple(choose_ids(vocabulary, required_ids(vocabulary, used), size, vocabulary.num_tokens))
     (folder / "config.json").write_text((source / "config.json").read_text() if (source / "config.json").exists() else "{}")
-    for name in ("chat_template.jinja", "special_tokens_map.json"):
-        if (source / name).exists():
-            (folder / name).write_bytes((source / name).read_bytes())
+    copy_unchanged(source, folder)
     write_tokenizer(source, folder, kept)
     return folder, kept
 
@@ -163,9 +163,79 @@ def test_a_tokenizer_that_is_not_of_bytes_is_refused(tmp_path: Path):
 def test_ids_that_a_config_names_are_renumbered():
     folder, kept = cut(TEACHER, 640)
     before, after = (json.loads((path / "config.json").read_text()) for path in (TEACHER, folder))
-    assert named_ids(before) == {0, 2}
+    assert named_ids(TEACHER, 1024) == {0, 2}
     assert [kept[after[name]] for name in ("eos_token_id", "pad_token_id")] == [before["eos_token_id"], before["pad_token_id"]]
     assert after["bos_token_id"] is None
+
+
+def changed(folder: Path, name: str, **values: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **values}))
+
+
+def test_what_generation_settings_name_stays_and_is_renumbered(tmp_path: Path):
+    source, nobody = shutil.copytree(llama_folder(), tmp_path / "source"), 600
+    vocabulary = read_vocabulary(source)
+    (begin, end, tool), rare = vocabulary.added.values(), sorted({*vocabulary.ids.values()} - {*cut(llama_folder(), 290)[1]})[:4]
+    ids = {
+        "bos_token_id": begin,
+        "eos_token_id": [end, tool, nobody],
+        "pad_token_id": nobody,
+        "forced_bos_token_id": None,
+        "forced_eos_token_id": end,
+        "suppress_tokens": [rare[0], nobody],
+        "begin_suppress_tokens": [nobody],
+        "bad_words_ids": [[rare[1], 7], [8, nobody], [rare[2]]],
+        "sequence_bias": [[[rare[3], 9], -1.5]],
+    }
+    others = {"do_sample": True, "temperature": 0.7, "top_k": 20, "max_new_tokens": 300, "transformers_version": "5.17.0"}
+    changed(source, "generation_config.json", **ids, **others)
+    assert named_ids(source, vocabulary.num_tokens) == {begin, end, tool, 7, 8, 9, *rare}
+    folder, kept = cut(source, 290)
+    new = {number: place for place, number in enumerate(kept)}
+    assert json.loads((folder / "generation_config.json").read_text()) == {
+        "bos_token_id": new[begin],
+        "eos_token_id": [new[end], new[tool]],
+        "pad_token_id": None,
+        "forced_bos_token_id": None,
+        "forced_eos_token_id": new[end],
+        "suppress_tokens": [new[rare[0]]],
+        "begin_suppress_tokens": None,
+        "bad_words_ids": [[new[rare[1]], new[7]], [new[rare[2]]]],
+        "sequence_bias": [[[new[rare[3]], new[9]], -1.5]],
+        **others,
+    }
+
+
+def test_a_tokenizer_pads_with_the_same_token_on_its_new_row(tmp_path: Path):
+    source = shutil.copytree(llama_folder(), tmp_path / "source")
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("<|end|>"), pad_token="<|end|>")
+    tokenizer.save(str(source / "tokenizer.json"))
+    smaller = Tokenizer.from_file(str(cut(source, 290)[0] / "tokenizer.json"))
+    assert smaller.padding == {**tokenizer.padding, "pad_id": 288}
+    assert smaller.token_to_id("<|end|>") == 288
+
+
+def test_a_token_that_tokenizer_json_does_not_know_is_refused_by_name(tmp_path: Path):
+    source = shutil.copytree(llama_folder(), tmp_path / "source")
+    changed(source, "tokenizer_config.json", pad_token="<|pad|>")
+    with pytest.raises(
+        ConfigError, match=r"loads 1 tokens that are not in tokenizer\.json, such as '<\|pad\|>'; load the tokenizer and save"
+    ):
+        read_vocabulary(source)
+    changed(source, "tokenizer_config.json", pad_token=None, added_tokens_decoder={"313": {"content": "<|extra|>", "special": True}})
+    with pytest.raises(ConfigError, match=r"such as '<\|extra\|>'"):
+        read_vocabulary(source)
+    AutoTokenizer.from_pretrained(source).save_pretrained(source)
+    assert read_vocabulary(source).added["<|extra|>"] == 313
+
+
+def test_a_token_of_the_vocabulary_that_is_special_in_another_file_stays(tmp_path: Path):
+    source = shutil.copytree(llama_folder(), tmp_path / "source")
+    changed(source, "tokenizer_config.json", pad_token="Ġtoday")
+    vocabulary = read_vocabulary(source)
+    assert vocabulary.ids["Ġtoday"] in required_ids(vocabulary, [])
 
 
 def test_files_of_older_tokenizers_are_rewritten_too(tmp_path: Path):
@@ -178,7 +248,9 @@ def test_files_of_older_tokenizers_are_rewritten_too(tmp_path: Path):
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     decoder = {str(token["id"]): {"content": token["content"]} for token in tokenizer["added_tokens"]}
     (source / "tokenizer.json").write_text(json.dumps({**tokenizer, "model": {**model, "merges": merges}}))
-    (source / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    stale = {"700": {"content": "<|tool|>"}}  # transformers goes by tokenizer.json
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {**decoder, **stale}}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
     (source / "vocab.json").write_text(json.dumps(model["vocab"]))
     (source / "added_tokens.json").write_text(json.dumps(added))
     (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
@@ -197,48 +269,6 @@ def test_the_check_finds_a_token_on_another_row():
     check_tokenizer(TEACHER, folder, kept, [])
     with pytest.raises(CorruptArtifact, match="tokens have other ids than their rows"):
         check_tokenizer(TEACHER, folder, [*kept[:-2], kept[-1], kept[-2]], [])
-
-
-def rollout() -> Rollout:
-    top_k = TopK(ids=[[5, 8, 7], [8, 9, 6], [6, 5, 8]], logprobs=[[-0.1, -2.5, -4.0], [-0.7, -0.9, -3.0], [-0.2, -3.0, -5.0]])
-    return Rollout(
-        rollout_id="p/0",
-        index=0,
-        prompt=Prompt(id="p", messages=CHAT),
-        tools=[],
-        completion=Completion(text="x", token_ids=[5, 7, 6], top_k=top_k),
-        verdict=Verdict(accepted=True, score=1),
-        seconds=0,
-    )
-
-
-def test_the_teachers_probability_of_dropped_tokens_goes_into_the_tail():
-    nothing = float("-inf")
-    moved = renumber_rollout(rollout(), [5, 6, 7]).completion
-    assert moved.token_ids == [0, 2, 1]
-    assert moved.top_k.ids == [[0, 2, 0], [1, 1, 1], [1, 0, 1]]
-    assert moved.top_k.logprobs == [[-0.1, -4.0, nothing], [-3.0, nothing, nothing], [-0.2, -3.0, nothing]]
-
-
-def test_renumbered_rollouts_survive_the_table_with_their_tail(tmp_path: Path):
-    from supertiny.rollout_table import read_rollouts, read_table, write_rollouts
-
-    moved = renumber_rollout(rollout(), [5, 6, 7])
-    write_rollouts(tmp_path / "rollouts.parquet", [moved])
-    assert read_rollouts(tmp_path)[0].completion.top_k.ids == moved.completion.top_k.ids
-    tail = read_table(tmp_path / "rollouts.parquet").column("teacher_tail_mass").to_pylist()[0]
-    assert tail == pytest.approx((1 - torch.tensor([[-0.1, -4.0], [-3.0, -99], [-0.2, -3.0]]).exp().sum(-1)).tolist(), abs=1e-5)
-
-
-def test_used_tokens_are_those_of_prompts_completions_and_tools():
-    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
-    with_tools = rollout().model_copy(update={"tools": [{"function": {"name": "zebra"}}]})
-    assert set(tokenizer.encode("zebra")) <= used_ids(tokenizer, [with_tools])
-    assert {5, 7, 6, *tokenizer.encode("dim the lamp")} <= used_ids(tokenizer, [rollout()])
-
-
-def test_rows_are_renumbered_token_by_token():
-    assert renumbered([[9, 4], [7]], [4, 7, 9]) == [[2, 0], [1]]
 
 
 @pytest.mark.parametrize("tied", [True, False])

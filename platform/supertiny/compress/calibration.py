@@ -25,7 +25,23 @@ def calibration_rows(tokenizer: Any, rollouts: Iterable[Rollout], num_rows: int,
         MissingInput: there is no rollout at all.
         CorruptArtifact: a drawn rollout's token ids are not its text under this tokenizer.
     """
-    return [_token_ids(tokenizer, rollout)[:max_row_tokens] for rollout in first_rollouts(rollouts, num_rows)]
+    return [row_token_ids(tokenizer, rollout)[:max_row_tokens] for rollout in first_rollouts(rollouts, num_rows)]
+
+
+def row_token_ids(tokenizer: Any, rollout: Rollout) -> list[int]:
+    """Prompt and completion as this tokenizer encodes them.
+
+    Raises:
+        CorruptArtifact: the rollout's own token ids are not its text under this tokenizer.
+    """
+    prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
+    completion, given = completion_token_ids(tokenizer, rollout.completion.text), rollout.completion.token_ids
+    if given and given != completion and tokenizer.decode(given[:-1]) != rollout.completion.text:
+        raise CorruptArtifact(
+            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; take "
+            "rollouts in its own tokens (a student with a cut vocabulary has its own, `<name>-rollouts`)"
+        )
+    return [*prompt, *completion]
 
 
 def first_rollouts(rollouts: Iterable[Rollout], num_rows: int) -> list[Rollout]:
@@ -55,14 +71,3 @@ def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_
         size = max(1, max_tokens // length)
         batches += [alike[start : start + size] for start in range(0, len(alike), size)]
     return batches
-
-
-def _token_ids(tokenizer: Any, rollout: Rollout) -> list[int]:
-    prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
-    completion, given = completion_token_ids(tokenizer, rollout.completion.text), rollout.completion.token_ids
-    if given and given != completion and tokenizer.decode(given[:-1]) != rollout.completion.text:
-        raise CorruptArtifact(
-            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; calibrate with "
-            "rollouts in its own tokens (a student with a cut vocabulary has its own, `<name>-rollouts`)"
-        )
-    return [*prompt, *completion]

@@ -19,6 +19,7 @@ from supertiny.compress.latency import LATENCY, MeasuredShape, fit, shapes_to_me
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.speed import measure_speed
 from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.errors import ConfigError, MissingInput
 from supertiny.records import Prompt
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,14 @@ def measure_latency(config: LatencyConfig) -> Artifact:
     student = open_artifact(config.student, config.run_root, "model")
     values = json.loads((student.path / "config.json").read_text(encoding="utf-8"))
     shape = read_shape(values)
-    vocabulary = read_vocabulary(student.path)
-    required = required_ids(vocabulary, [], named_ids(values) & set(range(shape.vocab_size)))
-    shapes = shapes_to_measure(shape, len(required))
+    cuts = cuts_to_measure(student.path, shape)
 
     def build(folder: Path) -> dict[str, Any]:
-        times: dict[Shape, list[float]] = {each: [] for each in shapes}
+        times: dict[Shape, list[float]] = {each: [] for each in cuts}
         with tempfile.TemporaryDirectory() as temporary:
-            folders = {each: Path(temporary) / str(at) for at, each in enumerate(shapes)}
+            folders = {each: Path(temporary) / str(at) for at, each in enumerate(cuts)}
             for each, path in folders.items():
-                kept = choose_ids(vocabulary, required, each.vocab_size, shape.vocab_size) if each.vocab_size < shape.vocab_size else None
-                write_random(student.path, path, values, each, kept)
+                write_random(student.path, path, values, each, cuts[each])
             for _ in range(config.rounds):  # in turns, so that what else the machine does meets all alike
                 for each, path in folders.items():
                     times[each].append(_seconds_per_token(path, config))
@@ -53,6 +51,23 @@ def measure_latency(config: LatencyConfig) -> Artifact:
         return found.model_dump(mode="json", exclude={"student"})
 
     return make(config, "latency", {"student": student}, build)
+
+
+def cuts_to_measure(student: Path, shape: Shape) -> dict[Shape, list[int] | None]:
+    """The shapes to measure, each with the tokens that it keeps: None for all, as for every shape where the vocabulary cannot be cut.
+
+    Raises:
+        ConfigError: a student too small for any cut.
+    """
+    try:
+        vocabulary = read_vocabulary(student)
+        required = required_ids(vocabulary, named_ids(student, shape.vocab_size))
+        shapes = shapes_to_measure(shape, len(required))
+        fewer = {each for each in shapes if each.vocab_size < shape.vocab_size}
+        return {each: choose_ids(vocabulary, required, each.vocab_size, shape.vocab_size) if each in fewer else None for each in shapes}
+    except (ConfigError, MissingInput) as error:
+        log.warning("only layers and channels are cut to be measured: %s", error)
+        return dict.fromkeys(shapes_to_measure(shape, shape.vocab_size))
 
 
 def write_random(source: Path, folder: Path, values: dict[str, Any], shape: Shape, kept_ids: list[int] | None) -> None:

@@ -47,7 +47,7 @@ def prune(config: PruneConfig) -> Artifact:
     Raises:
         ConfigError: no kernel-friendly shape reaches the target, or the vocabulary would lose a token that has to stay; raised before any
             weight is read.
-        CorruptArtifact: the rollouts are of another tokenizer.
+        CorruptArtifact: a rollout's tokens are not the student's; where the vocabulary is cut, raised before any weight is read, too.
     """
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
@@ -75,7 +75,7 @@ def prune(config: PruneConfig) -> Artifact:
 
 
 def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyModel | None = None) -> Cut:
-    """The shape to cut to and, where the vocabulary is cut, its tokens; raises ConfigError as `prune`."""
+    """The shape to cut to and, where the vocabulary is cut, its tokens; raises as `prune`."""
     values = _json(student / "config.json")
     shape = student_shape(values, config)
     target = target_of(config, shape, latency)
@@ -83,10 +83,8 @@ def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyMod
     if "vocab" not in config.axis.split("+"):
         return Cut(solve(shape, config.axis, target, limits_of(config)), **ways)
     vocabulary = read_vocabulary(student)
-    generation = student / "generation_config.json"
-    named = named_ids(values) | named_ids(_json(generation) if generation.exists() else {})
     used = used_ids(AutoTokenizer.from_pretrained(student), read_rollouts(rollouts, top_k=False))
-    required = required_ids(vocabulary, used, named & set(range(shape.vocab_size)))
+    required = required_ids(vocabulary, used | named_ids(student, shape.vocab_size))
     if config.vocab_size is not None:
         choose_ids(vocabulary, required, config.vocab_size, shape.vocab_size)
     smaller = solve(shape, config.axis, target, limits_of(config, len(required)))

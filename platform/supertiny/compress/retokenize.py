@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from supertiny.artifacts import Artifact, make
-from supertiny.compress.calibration import Batch
+from supertiny.compress.calibration import Batch, row_token_ids
 from supertiny.config import StageConfig
 from supertiny.errors import CorruptArtifact
-from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Rollout, TopK
-from supertiny.rollout_table import ACCEPTED, read_rollouts, write_rollouts
+from supertiny.rollout_table import ACCEPTED, iter_rollouts, write_rollouts
 
 STRANGE_TEXTS = ("", " \n\t", "naïve café — «ответ» 東京 🏳️‍🌈", "".join(map(chr, range(0x20, 0x250))), bytes(range(256)).decode("latin-1"))
 """Texts that few tasks hold, to try a tokenizer on."""
 
 
 def used_ids(tokenizer: Any, rollouts: Iterable[Rollout]) -> set[int]:
-    """Every token that a task's rollouts take: prompts, tools, completions, as they were drawn and as their text encodes."""
+    """Every token that a task's rollouts take: prompts, tools, completions, as they were drawn and as their text encodes.
+
+    Raises:
+        CorruptArtifact: a rollout's token ids are not its text under this tokenizer, or one is no token of it.
+    """
     used: set[int] = set()
     tools: set[str] = set()
+    tokens = set(tokenizer.get_vocab().values())
     for rollout in rollouts:
-        used.update(prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools), rollout.completion.token_ids)
-        used.update(completion_token_ids(tokenizer, rollout.completion.text))
+        if strange := set(rollout.completion.token_ids) - tokens:
+            raise CorruptArtifact(
+                f"rollout {rollout.rollout_id}: its token id {min(strange)} is no token of the student's, so a smaller vocabulary has no "
+                "place for it; make the rollouts again, with a teacher of the student's tokenizer"
+            )
+        used.update(row_token_ids(tokenizer, rollout), rollout.completion.token_ids)
         tools.update(json.dumps(tool, ensure_ascii=False) for tool in rollout.tools)
     for text in tools:
         used.update(tokenizer.encode(text, add_special_tokens=False))
@@ -56,40 +64,33 @@ def check_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int], rows: B
         )
 
 
-def renumbered(rows: Sequence[Sequence[int]], kept_ids: Sequence[int]) -> Batch:
-    """Rows in the new ids.
+def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact, kept_ids: Sequence[int]) -> Artifact:
+    """A rollouts artifact of the accepted rows in the pruned model's token ids, to heal it and to calibrate with.
 
-    Raises:
-        KeyError: a row holds a dropped token.
+    Args:
+        kept_ids: the tokens that stay, among them all that the rows are made of (`used_ids`).
     """
     new_ids = {number: place for place, number in enumerate(kept_ids)}
-    return [[new_ids[number] for number in row] for row in rows]
-
-
-def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact, kept_ids: Sequence[int]) -> Artifact:
-    """A rollouts artifact of the accepted rows in the pruned model's token ids, to heal it and to calibrate with."""
 
     def build(folder: Path) -> dict[str, Any]:
-        kept = [renumber_rollout(rollout, kept_ids) for rollout in read_rollouts(rollouts.path)]
-        write_rollouts(folder / ACCEPTED, kept)
-        return {"rollouts": len(kept), "accepted": len(kept)}
+        written = write_rollouts(folder / ACCEPTED, (renumber_rollout(rollout, new_ids) for rollout in iter_rollouts(rollouts.path)))
+        return {"rollouts": written, "accepted": written}
 
     return make(config, "rollouts", {"rollouts": rollouts, "model": model}, build)
 
 
-def renumber_rollout(rollout: Rollout, kept_ids: Sequence[int]) -> Rollout:
+def renumber_rollout(rollout: Rollout, new_ids: Mapping[int, int]) -> Rollout:
     """A rollout whose completion is kept whole; the teacher's probability of dropped tokens goes into the tail.
 
     A position keeps its K places: those of dropped tokens come last with logprob -inf, which every loss takes for "not kept".
     """
-    new_ids = {number: place for place, number in enumerate(kept_ids)}
     completion = rollout.completion
     token_ids = [new_ids[number] for number in completion.token_ids]
     top_k = completion.top_k and _renumber_top_k(completion.top_k, new_ids)
     return rollout.model_copy(update={"completion": completion.model_copy(update={"token_ids": token_ids, "top_k": top_k})})
 
 
-def _renumber_top_k(top_k: TopK, new_ids: dict[int, int]) -> TopK:
+def _renumber_top_k(top_k: TopK, new_ids: Mapping[int, int]) -> TopK:
     ids, logprobs = [], []
     for position_ids, position_logprobs in zip(top_k.ids, top_k.logprobs, strict=True):
         kept = [(new_ids[number], logprob) for number, logprob in zip(position_ids, position_logprobs, strict=True) if number in new_ids]

@@ -91,6 +91,7 @@ def _target_in_seconds(most: float, tolerance: float, shape: Shape, latency: Lat
     latency.check_student(shape)
     whole = latency.seconds_per_token(shape)
     words = f"target_seconds_per_token {most:g} (tolerance_fraction {tolerance}) of {whole:.3g} seconds"
+    words += f", foretold within {latency.worst_error:.1%} of what was measured"
     return Target(most, most - tolerance * whole, "seconds", words, latency)
 
 

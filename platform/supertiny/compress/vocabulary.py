@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from supertiny.errors import ConfigError, MissingInput
 
 ID_FILES = ("config.json", "generation_config.json")
-"""Files whose `..._token_id` settings name tokens."""
+"""Files whose settings name tokens: every `..._token_id`, and `ID_LISTS`."""
+ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
+"""Lists of ids or, the last two, of sequences of ids."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
     Raises:
         MissingInput: there is no tokenizer.json.
-        ConfigError: another kind of tokenizer, where dropping a token could lose text.
+        ConfigError: another kind of tokenizer, where dropping a token could lose text, or other files add tokens to it.
     """
+    from transformers import PreTrainedTokenizerFast
+
     path = folder / "tokenizer.json"
     if not path.exists():
         raise MissingInput(f"{folder}: no tokenizer.json; a vocabulary is cut for fast tokenizers only")
@@ -53,18 +57,26 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             f"{path}: a {model.get('type')} tokenizer; a vocabulary is cut for byte-level BPE only, where any text still encodes"
         )
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    return Vocabulary(model["vocab"], [_pair(merge) for merge in model["merges"]], added)
+    loaded = PreTrainedTokenizerFast.from_pretrained(folder).get_added_vocab()  # with those that other files name
+    known = {**model["vocab"], **added}
+    elsewhere = [token for token, number in loaded.items() if known.get(token) != number]
+    if elsewhere:
+        raise ConfigError(
+            f"{folder}: transformers loads {len(elsewhere)} tokens that are not in tokenizer.json, such as {elsewhere[0]!r}; load the "
+            "tokenizer and save it (AutoTokenizer.from_pretrained, save_pretrained), so that they are, and adopt the model again"
+        )
+    return Vocabulary(model["vocab"], [_pair(merge) for merge in model["merges"]], {**added, **loaded})
 
 
-def required_ids(vocabulary: Vocabulary, used: Iterable[int], named: Iterable[int] = ()) -> set[int]:
-    """Ids that have to stay: those used and named, every byte, every special and tool token, and all that they are merged from."""
+def required_ids(vocabulary: Vocabulary, needed: Iterable[int]) -> set[int]:
+    """Ids that have to stay: those needed, every byte, every special and tool token, and all that they are merged from."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    by_id = {number: token for token, number in vocabulary.ids.items()}
+    needed = set(needed)
+    wanted = [token for token, number in vocabulary.ids.items() if number in needed]
     alphabet = [token for token in ByteLevel.alphabet() if token in vocabulary.ids]
-    wanted = [by_id[number] for number in {*used, *named} if number in by_id]
     closed = _closure(vocabulary, [*alphabet, *wanted, *(token for token in vocabulary.added if token in vocabulary.ids)])
-    return {*(vocabulary.ids[token] for token in closed), *vocabulary.added.values(), *named}
+    return {*(vocabulary.ids[token] for token in closed), *vocabulary.added.values(), *needed}
 
 
 def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: int) -> list[int]:
@@ -109,19 +121,17 @@ def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None
         _rewrite(source, folder, name, lambda values: _renumber(values, new_ids))
     for name in ID_FILES:
         if (folder / name).exists():
-            _rewrite(folder, folder, name, lambda values: renumber_named(values, new_ids))
+            _rewrite(folder, folder, name, lambda values: _renumber_settings(values, new_ids))
     _write_merges(source, folder)
 
 
-def named_ids(config: Mapping[str, Any]) -> set[int]:
-    """Ids that a config or generation config names, such as `eos_token_id`."""
-    values = [value for key, value in config.items() if key.endswith("_token_id") and value is not None]
-    return {number for value in values for number in (value if isinstance(value, list) else [value])}
-
-
-def renumber_named(config: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
-    """A config whose named ids are the new ones."""
-    return {key: _new(value, new_ids) if key.endswith("_token_id") else value for key, value in config.items()}
+def named_ids(folder: Path, num_rows: int) -> set[int]:
+    """Ids that the settings of a model folder name, such as `eos_token_id`, but those beyond the rows of the embedding."""
+    named: set[int] = set()
+    for name in ID_FILES:
+        settings = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
+        named.update(number for key, value in settings.items() if _names_tokens(key) for number in _ids_in(value))
+    return named & set(range(num_rows))
 
 
 def _closure(vocabulary: Vocabulary, tokens: Iterable[str]) -> set[str]:
@@ -144,10 +154,12 @@ def _shrink(tokenizer: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, 
     merges = [merge for merge in model["merges"] if {*_pair(merge), "".join(_pair(merge))} <= vocabulary.keys()]
     added = [{**token, "id": new_ids[token["id"]]} for token in tokenizer["added_tokens"]]
     model = {**model, "vocab": vocabulary, "merges": merges}
+    padding = tokenizer.get("padding")
     return {
         **tokenizer,
         "model": model,
         "added_tokens": added,
+        "padding": {**padding, "pad_id": new_ids[padding["pad_id"]]} if padding and padding["pad_id"] in new_ids else None,
         "post_processor": _renumber_templates(tokenizer.get("post_processor"), new_ids),
     }
 
@@ -171,7 +183,7 @@ def _renumber_templates(processor: Any, new_ids: Mapping[int, int]) -> Any:
 def _renumber_config(config: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
     if "added_tokens_decoder" not in config:
         return config
-    decoder = {str(new_ids[int(number)]): token for number, token in config["added_tokens_decoder"].items()}
+    decoder = {str(new_ids[int(number)]): token for number, token in config["added_tokens_decoder"].items() if int(number) in new_ids}
     return {**config, "added_tokens_decoder": decoder}
 
 
@@ -179,10 +191,27 @@ def _renumber(vocabulary: Mapping[str, int], new_ids: Mapping[int, int]) -> dict
     return {token: new_ids[number] for token, number in vocabulary.items() if number in new_ids}
 
 
-def _new(value: Any, new_ids: Mapping[int, int]) -> Any:
+def _renumber_settings(config: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    return {key: _new(value, new_ids) if _names_tokens(key) else value for key, value in config.items()}
+
+
+def _names_tokens(setting: str) -> bool:
+    return setting.endswith("_token_id") or setting in ID_LISTS
+
+
+def _ids_in(value: Any) -> Iterator[int]:
     if isinstance(value, list):
-        return [_new(each, new_ids) for each in value]
-    return new_ids.get(value)  # None stays, and what was no row of the embedding becomes it
+        for each in value:
+            yield from _ids_in(each)
+    elif isinstance(value, int):
+        yield value
+
+
+def _new(value: Any, new_ids: Mapping[int, int]) -> Any:
+    """Ids by their new ones; one that was no row of the embedding becomes None, or leaves its list with the sequence that it is in."""
+    if isinstance(value, list):
+        return [_new(each, new_ids) for each in value if new_ids.keys() >= set(_ids_in(each))] or None
+    return new_ids.get(value) if isinstance(value, int) else value  # a bias is a float
 
 
 def _rewrite(source: Path, folder: Path, name: str, change: Any) -> None:
