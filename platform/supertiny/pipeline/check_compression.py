@@ -10,8 +10,8 @@ import torch
 from supertiny.artifacts import open_artifact
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.latency import read_latency
-from supertiny.compress.shapes import Shape, check_group_size, check_heads, read_shape
-from supertiny.compress.solver import Limits, limits_of, solve, target_of
+from supertiny.compress.shapes import Shape, check_group_size, check_heads
+from supertiny.compress.solver import Limits, limits_of, solve, student_shape, target_of
 from supertiny.compress.vocabulary import read_vocabulary, required_ids
 from supertiny.formats import check_device
 from supertiny.pipeline.config import PipelineConfig
@@ -32,11 +32,12 @@ def check_compression(config: PipelineConfig) -> None:
         check_device(stage.format, stage.place.num_gpus > 0 if stage.place else torch.cuda.is_available())
     start, made = origin(config), config.pretrain_base
     if made is not None and start == made.name:
+        check_heads(shape_of(made.model), config.prune.tensor_parallel_size)
         cut = shape_after(config.prune, shape_of(made.model))
     else:
         folder = open_artifact(start, config.run_root, "model").path
-        shape = read_shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        cut = shape_after(config.prune, shape, folder)
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        cut = shape_after(config.prune, student_shape(values, config.prune), folder)
     for stage in config.quantized:
         if stage.group_size is not None:
             check_group_size(cut, stage.group_size, stage.tensor_parallel_size)
@@ -56,7 +57,6 @@ def shape_after(config: PruneConfig, shape: Shape, folder: Path | None = None) -
     Args:
         folder: of a model that is there, whose tokenizer says which tokens have to stay in any case.
     """
-    check_heads(shape, config.tensor_parallel_size)
     latency = None
     if config.target_seconds_per_token is not None:
         latency = read_latency(open_artifact(config.latency, config.run_root, "latency"))
