@@ -139,6 +139,32 @@ def test_a_second_run_makes_nothing_and_no_gate_again(tmp_path: Path) -> None:
     assert (tmp_path / "gate" / "manifest.json") in times[0]
 
 
+@pytest.mark.parametrize("removed", ["heal-1", "w8a8-1"])
+def test_a_round_that_was_removed_is_made_again(removed: str, tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**TOO_MUCH, "heal": 900, "heal-1": 948, "w8a8-1": 960})
+    chosen = chain.candidate()
+    shutil.rmtree(tmp_path / removed)
+    assert chain.candidate() == chosen
+    assert (tmp_path / removed / "manifest.json").exists()
+
+
+def test_a_model_of_a_rounds_name_that_another_job_made_is_not_taken_for_the_round(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**TOO_MUCH, "w8a8-1": 960})
+    chain.candidate()
+    shutil.rmtree(tmp_path / "w8a8-1")
+    foreign = publish_model(tmp_path, "w8a8-1", contents="of recover.toml").as_parent()
+    assert chain.candidate() == "eval-w8a8-1"
+    assert open_artifact("w8a8-1", str(tmp_path), "model").as_parent().sha256 != foreign.sha256
+
+
+def test_neither_the_revision_nor_the_folder_is_a_setting_of_a_recovery(tmp_path: Path) -> None:
+    ours, theirs = (
+        load(PipelineConfig, DEMO, [f"run_root={tmp_path / name}", f"git_revision={name}"]).recover.settings() for name in ("one", "other")
+    )
+    assert ours == theirs
+    assert ours != load(PipelineConfig, DEMO, ["recover.heal.learning_rate=0.5"]).recover.settings()
+
+
 def test_a_healed_student_that_was_made_anew_is_measured_anew(tmp_path: Path) -> None:
     chain = Chain(tmp_path, {**ENOUGH, "heal": 900, "heal-1": 948})
     chain.candidate()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from supertiny.artifacts import make
+from supertiny.artifacts import make, resolve
 from supertiny.config import StageConfig, load
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.pipeline.check_compression import check_compression, origin, shape_of
@@ -36,6 +36,7 @@ def chain(*settings: str) -> PipelineConfig:
         (["prune.axis=depth", "prune.target_parameters_fraction=0.01"], "the nearest is num_hidden_layers 1"),
         (["prune.axis=vocab"], "tokens have to stay|no vocab reaches it"),
         (["prune.tensor_parallel_size=7"], "tensor_parallel_size 7: 7 workers do not divide"),
+        ([*PRETRAINED, "prune.tensor_parallel_size=7"], "tensor_parallel_size 7: 7 workers do not divide"),
         (['candidates=["fp8"]', "fp8.place.num_cpus=1"], "fp8_dynamic is for GPUs"),
         ([*PRETRAINED, "prune.target_parameters_fraction=0.01"], "the nearest is intermediate_size 128"),
         ([*PRETRAINED, "pretrain_base.model.hidden_size=192", "pretrain_base.model.num_key_value_heads=1"], "128 does not divide"),
@@ -66,10 +67,34 @@ def test_what_can_be_done_passes(settings: Sequence[str]) -> None:
     check_compression(chain(*settings))
 
 
+def test_the_tokens_that_have_to_stay_are_those_of_the_models_tokenizer() -> None:
+    bytes_alone = ["prune.axis=vocab", "prune.vocab_size=256", "prune.target_parameters_fraction=0.97"]
+    check_compression(chain(*bytes_alone, *PRETRAINED))
+    with pytest.raises(ConfigError, match="no vocab reaches it"):
+        check_compression(chain(*bytes_alone))
+
+
+def test_a_base_that_is_the_teacher_which_the_chain_makes_is_not_looked_for() -> None:
+    check_compression(chain("teacher=teacher", "base=teacher", "pretrain_teacher.role=teacher", "pretrain_teacher.name=teacher"))
+
+
+def test_a_target_in_bytes_counts_what_training_writes(tmp_path: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        values = {**json.loads((resolve(chain().base, ".") / "config.json").read_text(encoding="utf-8")), "dtype": "float32"}
+        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        return {}
+
+    make(StageConfig(name="base", run_root=str(tmp_path)), "model", {}, build)
+    settings = [f"run_root={tmp_path}", "base=base", "prune.target_bytes=5500000"]
+    check_compression(chain(*settings))
+    with pytest.raises(ConfigError, match="stays float32"):
+        check_compression(chain(*settings, "prune.student=base", "recover.baseline=eval-base"))
+
+
 def test_the_shape_is_that_of_the_model_which_the_curriculum_starts_from() -> None:
     assert origin(chain("base=/models/small")) == "/models/small"
     assert origin(chain("rl.student=/models/other")) == "/models/other"
-    assert origin(chain("prune.student=/models/third")) == "/models/third"
+    assert origin(chain("prune.student=/models/third", "recover.baseline=../other/eval-third")) == "/models/third"
 
 
 def test_a_pretrained_bases_shape_is_that_of_the_model_that_is_made() -> None:

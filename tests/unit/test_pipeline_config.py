@@ -176,6 +176,25 @@ def test_a_resolved_chain_is_itself_a_chain() -> None:
     assert PipelineConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_healing_looks_back_at_the_student_that_is_cut() -> None:
+    assert load(PipelineConfig, DEMO).recover.baseline == "eval-rl"
+    assert load(PipelineConfig, DEMO, ["prune.student=distill"]).recover.baseline == "eval-distill"
+    assert load(PipelineConfig, DEMO, ["base=/models/small", "prune.student=/models/small"]).recover.baseline == "eval-base"
+    with pytest.raises(ConfigError, match="student /models/x is evaluated nowhere in this chain"):
+        load(PipelineConfig, DEMO, ["prune.student=/models/x"])
+
+
+def test_losses_of_a_round_are_exactly_those_given() -> None:
+    config = load(PipelineConfig, DEMO, ["heal.losses.forward_kl=1.0", "recover.heal.losses.cross_entropy=1.0"])
+    given = [stage.losses.model_dump(exclude_none=True) for stage in (config.heal, config.recover.heal)]
+    assert given == [{"forward_kl": 1.0}, {"cross_entropy": 1.0}]
+
+
+def test_a_format_that_the_candidate_decides_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"aware\.heal\.quantization_aware: without effect"):
+        load(PipelineConfig, DEMO, ["aware.heal.quantization_aware.format=w8a8"])
+
+
 def test_the_proof_runs_in_the_engine_of_the_evaluations_unless_it_says_otherwise() -> None:
     config = load(PipelineConfig, DEMO, ["run_root=/runs/x", "parity.num_rows=8", "evaluate.engine.max_num_seqs=24"])
     assert (config.parity.num_rows, config.parity.run_root, config.parity.engine) == (8, "/runs/x", config.evaluate.engine)

@@ -7,14 +7,18 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from supertiny.artifacts import MANIFEST, Artifact, read_manifest
+from supertiny.artifacts import MANIFEST, Artifact, Parent, find_parent, read_manifest
 from supertiny.config import StageConfig
 
 log = logging.getLogger(__name__)
 
 
+CHOSEN = "chosen"
+"""Metric of a measurement whose result is an artifact: that artifact, as a `Parent`."""
+
+
 def set_aside_stale(config: StageConfig, parents: Mapping[str, Artifact]) -> None:
-    """Move the stage's published artifact aside if it is of other contents than its parents have now.
+    """Move the stage's published artifact aside if its parents have other contents now, or what it chose is not there as it was.
 
     Keys tell settings apart, and the same settings can make other weights: for a stage that trains this is as good, for one that
     measures it is not.
@@ -22,7 +26,10 @@ def set_aside_stale(config: StageConfig, parents: Mapping[str, Artifact]) -> Non
     folder = Path(config.run_root).expanduser().absolute() / config.name
     if not (folder / MANIFEST).exists():
         return
-    measured = {role: parent.sha256 for role, parent in read_manifest(folder).parents.items()}
-    if measured != {role: parent.as_parent().sha256 for role, parent in parents.items()}:
-        log.info("%s: what it measured was made again since; it is measured again", config.name)
+    manifest = read_manifest(folder)
+    measured = {role: parent.sha256 for role, parent in manifest.parents.items()}
+    chosen = manifest.metrics.get(CHOSEN)
+    gone = chosen is not None and find_parent(Parent.model_validate(chosen), config.run_root) is None
+    if gone or measured != {role: parent.as_parent().sha256 for role, parent in parents.items()}:
+        log.info("%s: what it measured, or chose, was made again or removed since; it is measured again", config.name)
         folder.rename(folder.with_name(f".{config.name}.replaced-{time.time_ns()}"))

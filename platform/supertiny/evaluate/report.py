@@ -12,6 +12,7 @@ from supertiny.artifacts import MANIFEST, PACKAGE, Artifact, Manifest, open_arti
 from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.curves import read_curves
+from supertiny.evaluate.fresh import CHOSEN
 from supertiny.evaluate.page import render_page
 from supertiny.evaluate.schema import (
     QUANTIZED,
@@ -165,7 +166,8 @@ def _gate(artifact: Artifact) -> GateResult:
 
 def _recovery(manifest: Manifest) -> Recovery:
     asked = {key: manifest.config[key] for key in ("baseline", "margin")}
-    return Recovery.model_validate({**asked, **manifest.metrics})
+    found = {key: value for key, value in manifest.metrics.items() if key != CHOSEN}
+    return Recovery.model_validate({**asked, **found})
 
 
 def _parity(gate: Manifest, published: Mapping[str, Manifest]) -> Parity | None:

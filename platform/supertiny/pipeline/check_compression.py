@@ -30,13 +30,16 @@ def check_compression(config: PipelineConfig) -> None:
     """
     for stage in config.quantized:
         check_device(stage.format, stage.place.num_gpus > 0 if stage.place else torch.cuda.is_available())
-    start, made = origin(config), config.pretrain_base
-    if made is not None and start == made.name:
-        check_heads(shape_of(made.model), config.prune.tensor_parallel_size)
-        cut = shape_after(config.prune, shape_of(made.model))
+    start = origin(config)
+    made = {section.name: section.model for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
+    if start in made:
+        check_heads(shape_of(made[start]), config.prune.tensor_parallel_size)
+        cut = shape_after(config.prune, shape_of(made[start]))
     else:
         folder = open_artifact(start, config.run_root, "model").path
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if start != config.prune.student:  # training writes bfloat16, whatever it started from
+            values = {**values, "dtype": "bfloat16"}
         cut = shape_after(config.prune, student_shape(values, config.prune), folder)
     for stage in config.quantized:
         if stage.group_size is not None:

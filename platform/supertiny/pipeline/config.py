@@ -178,6 +178,8 @@ class PipelineConfig(JobConfig):
                 raise ValueError(f"{name}.evaluate: a round is compared with what `evaluate` measured, so it cannot differ; leave it out")
             if recovery.quantize is not None:
                 raise ValueError(f"{name}.quantize: without effect; the candidates' own sections say how")
+        if self.aware.heal.quantization_aware is not None:
+            raise ValueError("aware.heal.quantization_aware: without effect; it is trained for the candidate's own format")
         if self.quantized and self.aware.max_rounds and (self.aware.heal.mode == "on_policy" or self.aware.heal.lora):
             raise ValueError(
                 "aware.heal: training through a rounding is off-policy and trains all weights, which `heal` does not here; set "
@@ -215,14 +217,19 @@ class PipelineConfig(JobConfig):
     @classmethod
     def _students(cls, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         """What every stage of the curriculum starts from, the cut behind it, and the evaluation that healing looks back at."""
-        student, uncut = values.get("base", cls.model_fields["base"].default), "base"
+        student = values.get("base", cls.model_fields["base"].default)
+        evaluated = {student: "base"}
         inputs: dict[str, dict[str, str]] = {}
         for section in values.get("curriculum", cls.model_fields["curriculum"].default):
             inputs[section] = {"student": student}
-            student = uncut = section
-        cut = values.get("prune", {})
-        if isinstance(cut, Mapping) and "vocab" in str(cut.get("axis", "")).split("+"):  # what follows knows the new token ids alone
+            student = evaluated[section] = section
+        cut = values.get("prune")
+        cut = cut if isinstance(cut, Mapping) else {}
+        if "vocab" in str(cut.get("axis", "")).split("+"):  # what follows knows the new token ids alone
             inputs |= {section: {"rollouts": "prune-rollouts"} for section in ("heal", *QUANTIZED)}
+        uncut = evaluated.get(cut.get("student", student))
+        if uncut is None and not (isinstance(recover := values.get("recover"), Mapping) and "baseline" in recover):
+            raise ValueError(f"prune.student {cut['student']} is evaluated nowhere in this chain: name its evaluation in recover.baseline")
         return {**inputs, "prune": {"student": student}, "recover": {"baseline": f"eval-{uncut}"}}
 
     @classmethod
@@ -261,10 +268,11 @@ def _refuse_pinned(section: str, start: Mapping[str, Any], given: Any) -> None:
 
 
 def _merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings laid over one another, the later the stronger, key by key at every depth."""
+    """Mappings laid over one another, the later the stronger, key by key at every depth; but a table of weights is one value."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             below = result.get(key)
-            result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+            whole = key in ("losses", "rewards") or not (isinstance(below, Mapping) and isinstance(value, Mapping))
+            result[key] = value if whole else _merged(below or {}, value)
     return result

@@ -12,7 +12,7 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import EvaluateConfig, GateConfig
-from supertiny.evaluate.fresh import set_aside_stale
+from supertiny.evaluate.fresh import CHOSEN, set_aside_stale
 from supertiny.evaluate.gate import compare, pair
 from supertiny.evaluate.judge import choose, read_predictions
 from supertiny.evaluate.schema import Round
@@ -54,7 +54,13 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
         ended = why_ended(rounds, config)
         best = rounds[-1] if ended == "enough" else max(rounds, key=lambda each: each.exact_match)
         log.info("%s: %s", config.name, describe(best, config.baseline, ended))
-        return {"rounds": [each.model_dump(mode="json") for each in rounds], "ended": ended, "model": best.model}
+        chosen = open_artifact(best.model, config.run_root, "model").as_parent(Path(config.run_root).expanduser().absolute())
+        return {
+            "rounds": [each.model_dump(mode="json") for each in rounds],
+            "ended": ended,
+            "model": best.model,
+            CHOSEN: chosen.model_dump(mode="json"),
+        }
 
     return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
 

@@ -42,6 +42,11 @@ class RecoverConfig(StageConfig):
     evaluate: EvaluateConfig
     """How the cut model and every round are evaluated: as the baseline was; `name` and `model` are set for each."""
 
+    def settings(self) -> dict[str, Any]:
+        """As of every stage, and of its sections what decides their results alone."""
+        sections = {"heal": self.heal, "quantize": self.quantize, "evaluate": self.evaluate}
+        return {**super().settings(), **{name: section and section.settings() for name, section in sections.items()}}
+
     @model_validator(mode="after")
     def _can_be_decided(self) -> Self:
         if self.min_prompts > self.evaluate.num_prompts:
