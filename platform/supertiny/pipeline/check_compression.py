@@ -10,12 +10,11 @@ import torch
 from supertiny.artifacts import open_artifact
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.latency import read_latency
-from supertiny.compress.shapes import Shape, check_group_size, check_heads
+from supertiny.compress.shapes import Shape, check_group_size
 from supertiny.compress.solver import Limits, limits_of, solve, student_shape, target_of
 from supertiny.compress.vocabulary import read_vocabulary, required_ids
 from supertiny.formats import check_device
 from supertiny.pipeline.config import PipelineConfig
-from supertiny.train.pretrain_config import ModelSize
 
 
 def check_compression(config: PipelineConfig) -> None:
@@ -33,8 +32,8 @@ def check_compression(config: PipelineConfig) -> None:
     start = origin(config)
     made = {section.name: section.model for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
     if start in made:
-        check_heads(shape_of(made[start]), config.prune.tensor_parallel_size)
-        cut = shape_after(config.prune, shape_of(made[start]))
+        values = {"model_type": "qwen2", **made[start].sizes()}
+        cut = shape_after(config.prune, student_shape(values, config.prune))
     else:
         folder = open_artifact(start, config.run_root, "model").path
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -67,18 +66,3 @@ def shape_after(config: PruneConfig, shape: Shape, folder: Path | None = None) -
     if folder is not None and "vocab" in config.axis.split("+"):
         smallest = len(required_ids(read_vocabulary(folder), ()))
     return solve(shape, config.axis, target_of(config, shape, latency), limits_of(config, smallest))
-
-
-def shape_of(size: ModelSize) -> Shape:
-    """Of the Qwen2 model that pretraining makes."""
-    return Shape(
-        model_type="qwen2",
-        vocab_size=size.vocabulary_size,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.feed_forward_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.hidden_size // 64,
-        num_key_value_heads=size.num_key_value_heads,
-        head_dim=64,
-        tie_word_embeddings=True,
-    )

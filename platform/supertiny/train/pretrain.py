@@ -72,14 +72,8 @@ def _new_tokenizer(config: PretrainConfig, task: Pretrainable) -> Any:
 def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:
     """A Qwen2 model in float32 with random weights, but for the heads that copy."""
     config = Qwen2Config(
-        vocab_size=size.vocabulary_size,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.feed_forward_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.hidden_size // 64,
-        num_key_value_heads=size.num_key_value_heads,
+        **size.sizes(),
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -24,6 +24,18 @@ class ModelSize(Config):
     num_key_value_heads: int = Field(2, ge=1)
     """Key-value heads of 64; divides the number of heads."""
 
+    def sizes(self) -> dict[str, Any]:
+        """In the words of a Hugging Face config."""
+        return {
+            "vocab_size": self.vocabulary_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.feed_forward_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.hidden_size // 64,
+            "num_key_value_heads": self.num_key_value_heads,
+            "tie_word_embeddings": True,
+        }
+
     @model_validator(mode="after")
     def _whole_groups(self) -> ModelSize:
         heads = self.hidden_size // 64
