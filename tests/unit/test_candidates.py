@@ -91,6 +91,13 @@ def test_the_healed_student_itself_may_be_the_best(tmp_path: Path) -> None:
     assert not (tmp_path / "recovery-aware").exists()
 
 
+def test_a_cheaper_candidate_as_accurate_as_the_best_does_not_go_to_the_gate_where_it_alone_would_not_pass(tmp_path: Path) -> None:
+    right = {"heal": 935, "w8a8": 931, "w8a8-1": 925}  # of 970 a gate of 5 points lets 935 through, and not 931
+    chain = Chain(tmp_path, right, {"w8a8": 0.004}, ('candidates=["heal", "w8a8"]', "recover.max_rounds=0"))
+    assert chain.candidate() == "eval-heal"
+    assert chain.distilled == []
+
+
 def test_where_healing_took_rounds_the_last_one_is_the_candidate_heal(tmp_path: Path) -> None:
     chain = Chain(tmp_path, {"heal": 900, "heal-1": 948}, settings=('candidates=["heal"]',))
     assert chain.candidate() == "eval-heal-1"

@@ -38,7 +38,8 @@ def chain(*settings: str) -> PipelineConfig:
         (["prune.axis=vocab"], "tokens have to stay|no vocab reaches it"),
         (["prune.tensor_parallel_size=7"], "tensor_parallel_size 7: 7 workers do not divide"),
         ([*PRETRAINED, "prune.tensor_parallel_size=7"], "tensor_parallel_size 7: 7 workers do not divide"),
-        (['candidates=["fp8"]', "fp8.place.num_cpus=1"], "fp8_dynamic is for GPUs"),
+        (['candidates=["fp8"]', "fp8.place.num_cpus=1"], "fp8_dynamic is for GPUs and this machine has none"),
+        (['candidates=["fp8"]', "fp8.place.num_gpus=1"], r"candidate fp8: format fp8_dynamic is for GPUs and evaluate\.num_gpus is 0"),
         ([*PRETRAINED, "prune.target_parameters_fraction=0.01"], "the nearest is intermediate_size 128"),
         ([*PRETRAINED, "pretrain_base.model.hidden_size=192", "pretrain_base.model.num_key_value_heads=1"], "128 does not divide"),
     ],
@@ -63,7 +64,9 @@ def test_latencies_that_a_target_in_seconds_needs_are_looked_for(tmp_path: Path)
         check_compression(chain(f"run_root={tmp_path}", "prune.target_seconds_per_token=0.001"))
 
 
-@pytest.mark.parametrize("settings", [[], PRETRAINED, ["prune.axis=depth"], ['candidates=["fp8"]', "fp8.place.num_gpus=1"]])
+@pytest.mark.parametrize(
+    "settings", [[], PRETRAINED, ["prune.axis=depth"], ['candidates=["fp8"]', "fp8.place.num_gpus=1", "evaluate.num_gpus=1"]]
+)
 def test_what_can_be_done_passes(settings: Sequence[str]) -> None:
     check_compression(chain(*settings))
 

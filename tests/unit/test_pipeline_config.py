@@ -20,6 +20,7 @@ from supertiny.pipeline.demo import decided
 from supertiny.pipeline.serve import config_of_run
 
 DEMO = "jobs/configs/demo/pipeline.toml"
+SNIPS = "jobs/configs/snips/pipeline.toml"
 
 
 @pytest.fixture(autouse=True)
@@ -151,8 +152,11 @@ def test_a_candidate_is_trained_through_its_rounding_for_the_gate() -> None:
     [
         (["recover.evaluate.num_prompts=1500"], r"recover\.evaluate: a round is compared with what `evaluate` measured"),
         (["aware.quantize.format=w8a8"], r"aware\.quantize: without effect; the candidates' own sections say how"),
-        (["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}"], r"aware\.heal: training through a rounding is off-policy"),
-        (["heal.lora.rank=4"], r"aware\.heal: training through a rounding is off-policy and trains all weights"),
+        (
+            ["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}", "aware.max_rounds=1"],
+            r"aware\.heal: training through a rounding is off-policy",
+        ),
+        (["heal.lora.rank=4", "aware.max_rounds=1"], r"aware\.heal: training through a rounding is off-policy and trains all weights"),
         (["candidates=[]"], "candidates: Tuple should have at least 1 item"),
         (['candidates=["awq", "heal", "awq"]'], "candidates: awq is there twice"),
         (['candidates=["int4"]'], r"candidates\.0: Input should be 'heal', 'awq', 'gptq', 'w8a8' or 'fp8'"),
@@ -172,8 +176,27 @@ def test_only_named_candidates_need_inputs_and_places(tmp_path: Path) -> None:
 
 
 def test_a_resolved_chain_is_itself_a_chain() -> None:
-    config = load(PipelineConfig, DEMO, ["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}", "aware.max_rounds=0"])
-    assert PipelineConfig.model_validate(config.model_dump(mode="json")) == config
+    for settings in (["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}"], ["heal.quantization_aware.format=w8a8"]):
+        config = load(PipelineConfig, SNIPS, settings)
+        assert PipelineConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_what_heals_otherwise_than_a_rounding_is_trained_for_has_no_rounds_through_it() -> None:
+    without, beside = ["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}"], ["heal.lora.rank=4"]
+    assert [load(PipelineConfig, SNIPS, settings).aware.max_rounds for settings in ([], without, beside)] == [2, 0, 0]
+    stored = load(PipelineConfig, SNIPS, [*without, "aware.heal.mode=off_policy", "aware.heal.losses={forward_kl=1.0}"]).aware
+    assert (stored.heal.mode, stored.max_rounds) == ("off_policy", 2)
+
+
+def test_a_heal_through_a_rounding_leaves_the_candidates_theirs() -> None:
+    config = load(PipelineConfig, DEMO, ["heal.quantization_aware.format=gptq_w4a16"])
+    assert config.heal.quantization_aware is not None
+    assert config.aware.heal.quantization_aware is None
+
+
+def test_only_a_chain_that_quantizes_trains_through_a_rounding() -> None:
+    sizes = [len(load(PipelineConfig, DEMO, [f"candidates={names}"]).healings) for names in ('["awq"]', '["heal"]')]
+    assert sizes == [3, 2]
 
 
 def test_healing_looks_back_at_the_student_that_is_cut() -> None:

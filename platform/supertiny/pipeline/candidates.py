@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from supertiny.artifacts import Artifact
+from supertiny.artifacts import Artifact, open_artifact
 from supertiny.evaluate.choose import best
+from supertiny.evaluate.gate import compare, pair
+from supertiny.evaluate.judge import read_predictions
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.recover import Stages, our_stages, recover
 from supertiny.pipeline.recover_config import RecoverConfig
@@ -27,12 +29,21 @@ def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Ar
             model = getattr(config, section).name
             stages.quantize(getattr(config, section).model_copy(update={"student": healed}))
         evaluations[section] = stages.evaluate(config.evaluate.of(model))
-    chosen = best(list(evaluations.values()))
+    passing = [each for each in evaluations.values() if would_pass(config, each)]
+    chosen = best(passing or list(evaluations.values()))
     section = next(section for section, each in evaluations.items() if each is chosen)
     if section == "heal":
         return chosen
     aware = recover(through_its_rounding(config, section, healed), stages)
     return stages.evaluate(config.evaluate.of(aware.manifest.metrics["model"]))
+
+
+def would_pass(config: PipelineConfig, evaluation: Artifact) -> bool:
+    """Whether the gate would let a model through."""
+    gate = config.gate.model_copy(update={"candidate": evaluation.manifest.name})
+    baseline = open_artifact(gate.baseline, config.run_root, "evaluation")
+    paired = pair(read_predictions(evaluation), read_predictions(baseline), gate)
+    return compare(evaluation, baseline, paired, gate).verdict == "pass"
 
 
 def through_its_rounding(config: PipelineConfig, section: str, student: str) -> RecoverConfig:

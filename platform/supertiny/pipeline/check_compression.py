@@ -13,7 +13,8 @@ from supertiny.compress.latency import read_latency
 from supertiny.compress.shapes import Shape, check_group_size
 from supertiny.compress.solver import Limits, limits_of, solve, student_shape, target_of
 from supertiny.compress.vocabulary import read_vocabulary, required_ids
-from supertiny.formats import check_device
+from supertiny.errors import ConfigError
+from supertiny.formats import GPU_FORMATS, check_device
 from supertiny.pipeline.config import PipelineConfig
 
 
@@ -24,11 +25,13 @@ def check_compression(config: PipelineConfig) -> None:
 
     Raises:
         ConfigError: no shape reaches the target, the architecture or the tokenizer cannot be cut, groups do not fit the widths, or a format
-            is for GPUs and its stage has none.
+            is for GPUs and its stage, or its evaluation, has none.
         MissingInput, CorruptArtifact: the model that is cut, or the latencies that a target in seconds needs.
     """
     for stage in config.quantized:
         check_device(stage.format, stage.place.num_gpus > 0 if stage.place else torch.cuda.is_available())
+        if stage.format in GPU_FORMATS and config.evaluate.num_gpus == 0:
+            raise ConfigError(f"candidate {stage.name}: format {stage.format} is for GPUs and evaluate.num_gpus is 0; give it one")
     start = origin(config)
     made = {section.name: section.model for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
     if start in made:

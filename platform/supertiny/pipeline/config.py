@@ -96,7 +96,8 @@ class PipelineConfig(JobConfig):
     (`confidence`, `min_prompts`) say, unless its own keys and `recover.heal` say otherwise. `max_rounds = 0` measures alone."""
     candidates: tuple[Candidate, ...] = Field(("awq", "w8a8"), min_length=1)
     """Sections whose models are evaluated, and the best of them gated, each once; the others are not run. `heal` is what healing came to,
-    in bfloat16; all others are made of that. Of those as accurate as the most accurate it is the cheapest."""
+    in bfloat16; all others are made of that. Of those that would pass the gate, or of all where none would, it is the most accurate, or the
+    cheapest of those that are as accurate."""
     awq: QuantizeConfig
     """4-bit weights, scaled by AWQ."""
     gptq: QuantizeConfig
@@ -107,7 +108,8 @@ class PipelineConfig(JobConfig):
     """Both as 8-bit floats, on GPUs."""
     aware: RecoverConfig
     """Rounds of healing through the rounding of the best candidate, where that is a quantized one that would not pass the gate: it is
-    measured as `gate` says, and the best round goes there. Settings as in `recover`; `quantize` is the candidate's own section."""
+    measured as `gate` says, and the best round goes there. Settings as in `recover`; `quantize` is the candidate's own section. None where
+    `heal` is on-policy or trains LoRA, and `aware.heal` does not say otherwise."""
     evaluate: EvaluateConfig
     """How every student is evaluated; `name`, `model` and `system` are set for each."""
     evaluate_teacher: EvaluateConfig
@@ -134,7 +136,8 @@ class PipelineConfig(JobConfig):
     @property
     def healings(self) -> list[DistillConfig]:
         """The distillation after the cut, and a round of each recovery that has any."""
-        return [self.heal, *(each.heal for each in (self.recover, self.aware) if each.max_rounds)]
+        recoveries = [self.recover, *([self.aware] if self.quantized else [])]
+        return [self.heal, *(each.heal for each in recoveries if each.max_rounds)]
 
     @property
     def quantized(self) -> list[QuantizeConfig]:
@@ -204,9 +207,7 @@ class PipelineConfig(JobConfig):
         sections = {name: _merged(top, start, inputs.get(name, {}), values.get(name) or {}) for name, start in CHAIN.items()}
         sections["evaluate_teacher"] = _merged(sections["evaluate"], values.get("evaluate_teacher") or {}, {"system": "teacher"})
         sections["recover"] = _merged(cls._recovery(sections, "heal", ("confidence", "min_prompts")), sections["recover"])
-        sections["aware"] = _merged(
-            cls._recovery(sections, "aware", ("baseline", "margin", "confidence", "min_prompts")), sections["aware"]
-        )
+        sections["aware"] = cls._through_a_rounding(sections, values.get("aware") or {})
         for section in (*sections.values(), sections["recover"]["heal"], sections["aware"]["heal"]):
             if section.get("mode") == "on_policy":
                 section["on_policy"] = _merged(teacher, section.get("on_policy") or {})
@@ -237,6 +238,16 @@ class PipelineConfig(JobConfig):
         """A recovery as far as other sections say it: rounds of healing, and what is judged as by the gate."""
         gate = {key: sections["gate"].get(key, GateConfig.model_fields[key].default) for key in judged}
         return {**gate, "heal": {**sections["heal"], "name": rounds, "student": "heal"}, "evaluate": sections["evaluate"]}
+
+    @classmethod
+    def _through_a_rounding(cls, sections: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """A recovery for whichever candidate's format, without rounds where `heal` cannot train them and nothing else is given."""
+        start = cls._recovery(sections, "aware", ("baseline", "margin", "confidence", "min_prompts"))
+        start["heal"].pop("quantization_aware", None)
+        aware = _merged(start, sections["aware"])
+        if aware["heal"].get("mode") == "on_policy" or aware["heal"].get("lora"):
+            aware["max_rounds"] = given.get("max_rounds", 0)
+        return aware
 
     @field_validator("curriculum", "candidates")
     @classmethod
