@@ -194,6 +194,15 @@ def test_a_heal_through_a_rounding_leaves_the_candidates_theirs() -> None:
     assert config.aware.heal.quantization_aware is None
 
 
+def test_a_cut_and_its_groups_are_split_over_the_workers_of_the_evaluating_engine() -> None:
+    def workers(*more: str) -> list[int]:
+        config = load(PipelineConfig, SNIPS, ["evaluate.engine.tensor_parallel_size=2", *more])
+        return [section.tensor_parallel_size for section in (config.prune, config.awq, config.gptq, config.w8a8)]
+
+    assert workers() == [2, 2, 2, 1]
+    assert workers("prune.tensor_parallel_size=1") == [1, 2, 2, 1]
+
+
 def test_only_a_chain_that_quantizes_trains_through_a_rounding() -> None:
     sizes = [len(load(PipelineConfig, DEMO, [f"candidates={names}"]).healings) for names in ('["awq"]', '["heal"]')]
     assert sizes == [3, 2]

@@ -45,6 +45,8 @@ PINNED = ("name", "gate", "system")
 """Keys that only the chain sets: the report and the serving look its artifacts up by these names, and students are evaluated as such."""
 QUANTIZED = ("awq", "gptq", "w8a8", "fp8")
 """Sections that quantize; of these the chain sets `student` and `format` too."""
+GROUPED = ("awq", "gptq")
+"""Those of them whose formats have groups."""
 Transfer = Literal["sft", "distill", "on_policy", "rl"]
 """A stage of the curriculum, by its section."""
 Candidate = Literal["heal", "awq", "gptq", "w8a8", "fp8"]
@@ -88,7 +90,7 @@ class PipelineConfig(JobConfig):
     rl: RlConfig
     """Rewards of the student's completions."""
     prune: PruneConfig
-    """The cut to the target size."""
+    """The cut to the target size, in parts for the workers of `evaluate.engine`."""
     heal: DistillConfig
     """A short distillation after the cut."""
     recover: RecoverConfig
@@ -201,6 +203,8 @@ class PipelineConfig(JobConfig):
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
         inputs["sft"] = _merged(_without_teacher(values.get("distill")), inputs.get("sft", {}))
         inputs["parity"] = _where_evaluated(values.get("evaluate") or {})
+        for section in ("prune", *GROUPED):
+            inputs[section] = {**inputs.get(section, {}), **_split_as_evaluated(values.get("evaluate") or {})}
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
         for name, start in CHAIN.items():
             _refuse_pinned(name, start, values.get(name))
@@ -268,6 +272,12 @@ def _where_evaluated(evaluate: Mapping[str, Any]) -> dict[str, Any]:
     """The engine of the evaluations and their place, for what else is served to be measured."""
     place = {key: evaluate[key] for key in ("num_gpus", "labels") if key in evaluate}
     return {"place": place} | ({"engine": evaluate["engine"]} if "engine" in evaluate else {})
+
+
+def _split_as_evaluated(evaluate: Mapping[str, Any]) -> dict[str, int]:
+    """Workers of the engine that evaluates, over which a cut and its groups have to be split evenly."""
+    engine = evaluate.get("engine") or {}
+    return {"tensor_parallel_size": engine["tensor_parallel_size"]} if "tensor_parallel_size" in engine else {}
 
 
 def _refuse_pinned(section: str, start: Mapping[str, Any], given: Any) -> None:
