@@ -1,6 +1,6 @@
 """Tokens a second of Qwen2.5-0.5B's shape cut to 0.40B along every axis, against the uncut one, in vLLM on this machine.
 
-    python benchmarks/compress.py                                          # on two cores some fifteen minutes
+    python benchmarks/compress.py                                          # on two cores some 55 minutes
     python benchmarks/compress.py --models vocab+depth --folder /tmp/cuts  # one cut; what lies in the folder is not made again
 
 Random weights in bfloat16, so that speed and bytes are real and quality means nothing; a real checkpoint takes the same path:
