@@ -89,7 +89,6 @@ def tensor_bytes(folder: Path) -> int:
         return sum(weights.get_tensor(name).nbytes for name in weights.keys())  # noqa: SIM118 - not a dict
 
 
-@pytest.mark.soak
 @pytest.mark.network
 def test_what_we_write_loads_with_the_compressed_tensors_of_the_gpu_environment(run_root: Path, tmp_path: Path):
     """vLLM pins an older release than LLM Compressor writes with; the GPU image has vLLM's."""
