@@ -9,7 +9,7 @@ from supertiny.compress.config import LatencyConfig
 
 
 def main(config: LatencyConfig) -> None:
-    from supertiny.compress.measure import measure_latency  # vLLM only once the config is good
+    from supertiny.compress.measure_latency import measure_latency  # vLLM only once the config is good
     from supertiny.pipeline.place import run_at_place
 
     run_at_place(measure_latency, config)

@@ -158,12 +158,11 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
     Raises:
         InUse: another process is making it.
     """
+    if made := find_made(config, kind, parents):
+        return made
     root = Path(config.run_root).expanduser().absolute()
     final = root / config.name
     key = stage_key(config, kind, parents)
-    if (final / MANIFEST).exists() and read_manifest(final).key == key:
-        log.info("%s: already made, %s", config.name, final)
-        return open_artifact(config.name, config.run_root, kind)
     partial = root / f".{config.name}.{key[:8]}.partial"
     partial.mkdir(parents=True, exist_ok=True)
     with _alone(partial):
@@ -175,6 +174,15 @@ def make(config: StageConfig, kind: str, parents: Mapping[str, Artifact], build:
     manifest = read_manifest(final)
     log.info("%s: published, made in %.1f s, %s", config.name, manifest.seconds, final)
     return Artifact(final, manifest)
+
+
+def find_made(config: StageConfig, kind: str, parents: Mapping[str, Artifact]) -> Artifact | None:
+    """The stage's artifact, where it is already published with the same key; for stages that take long to plan what they build."""
+    final = Path(config.run_root).expanduser().absolute() / config.name
+    if not (final / MANIFEST).exists() or read_manifest(final).key != stage_key(config, kind, parents):
+        return None
+    log.info("%s: already made, %s", config.name, final)
+    return open_artifact(config.name, config.run_root, kind)
 
 
 @contextmanager

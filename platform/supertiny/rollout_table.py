@@ -83,12 +83,12 @@ def read_rollouts(folder: Path, *, top_k: bool = True) -> list[Rollout]:
     return from_table(read_table(folder / ACCEPTED, [] if top_k else _TOP_K), str(folder / ACCEPTED))
 
 
-def iter_rollouts(folder: Path) -> Iterator[Rollout]:
+def iter_rollouts(folder: Path, *, top_k: bool = True) -> Iterator[Rollout]:
     """The same rollouts, of which only some hundreds are in memory at a time; raises as `read_rollouts`, once it comes there."""
     path = folder / ACCEPTED
     with _readable(path), pq.ParquetFile(path) as file:
         _check_columns(file.schema_arrow, path)
-        for batch in file.iter_batches(_ROWS_AT_A_TIME):
+        for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=_columns(file.schema_arrow, [] if top_k else _TOP_K)):
             yield from from_table(pa.Table.from_batches([batch]), str(path))
 
 
@@ -146,7 +146,7 @@ def read_table(path: Path, without: Collection[str] = ()) -> pa.Table:
     """
     with _readable(path), pq.ParquetFile(path) as file:
         _check_columns(file.schema_arrow, path)
-        return file.read([name for name in file.schema_arrow.names if name not in without])
+        return file.read(_columns(file.schema_arrow, without))
 
 
 @contextmanager
@@ -158,6 +158,10 @@ def _readable(path: Path) -> Iterator[None]:
         raise MissingInput(f"{path}: no such rollout table; run jobs/rollout.py") from None
     except (pa.ArrowException, OSError) as error:
         raise CorruptArtifact(f"{path} cannot be read as Parquet: {error}; make the rollouts again") from None
+
+
+def _columns(schema: pa.Schema, without: Collection[str]) -> list[str]:
+    return [name for name in schema.names if name not in without]
 
 
 def _check_columns(schema: pa.Schema, path: Path) -> None:

@@ -25,7 +25,7 @@ def run_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from supertiny.compress.prune import prune
 
     root = tmp_path_factory.mktemp("run")
-    make_run(root, "rl", tiny_student(4, 512).to(torch.bfloat16), num_pairs=200)
+    make_run(root, "sft", tiny_student(4, 512).to(torch.bfloat16), num_pairs=200)
     prune(PruneConfig(run_root=str(root), axis="vocab+depth+width", target_parameters_fraction=0.55, tolerance_fraction=0.2))
     return root
 
@@ -52,7 +52,7 @@ def test_a_speed_is_measured_alone_and_together(run_root: Path):
 
 def test_a_student_is_cut_to_seconds_a_token_by_what_its_cuts_were_measured_to_take(run_root: Path):
     from supertiny.compress.latency import read_latency
-    from supertiny.compress.measure import measure_latency
+    from supertiny.compress.measure_latency import measure_latency
     from supertiny.compress.prune import plan
     from supertiny.compress.shapes import Shape
 
@@ -63,7 +63,7 @@ def test_a_student_is_cut_to_seconds_a_token_by_what_its_cuts_were_measured_to_t
     assert all(each.seconds_per_token > 0 for each in latency.measured)
     whole = latency.seconds_per_token(Shape(**latency.student))
     config = PruneConfig(axis="depth", target_seconds_per_token=0.99 * whole, tolerance_fraction=0.9)
-    assert plan(config, run_root / "rl", run_root / "rollouts", latency).shape.num_hidden_layers < 4
+    assert plan(config, run_root / "sft", run_root / "rollouts", latency).shape.num_hidden_layers < 4
 
 
 def nats_a_token(student: Path, rows: list[Rollout]) -> float:

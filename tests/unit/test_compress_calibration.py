@@ -1,10 +1,12 @@
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supertiny.compress.calibration import calibration_rows, equal_length_batches
+from supertiny.compress.calibration import calibration_rows, equal_length_batches, first_rollouts
 from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.records import Completion, Prompt, Rollout, Verdict
 
@@ -61,6 +63,24 @@ def test_the_first_prompts_of_the_table_are_not_preferred():
     drawn = {decode(row) for row in calibration_rows(LetterTokenizer(), table, 20, 100)}
     first = {decode(row) for row in calibration_rows(LetterTokenizer(), table[:20], 20, 100)}
     assert len(drawn & first) < 15
+
+
+def test_rollouts_are_drawn_while_few_are_held_and_none_of_a_prompts_later_ones_is_taken():
+    alive: set[int] = set()
+    held = []
+
+    def table() -> Iterator[Rollout]:
+        for at in range(600):
+            row = rollout(f"prompt {at % 200}", at // 200)
+            alive.add(at)
+            weakref.finalize(row, alive.discard, at)
+            held.append(len(alive))
+            yield row
+
+    drawn = first_rollouts(table(), 20)
+    assert max(held) <= 42
+    assert [row.index for row in drawn] == [0] * 20
+    assert drawn == first_rollouts([rollout(f"prompt {at}", 0) for at in range(200)], 200)[:20]
 
 
 def test_long_rows_are_cut():

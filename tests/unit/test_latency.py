@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.dry_run import describe
 from supertiny.compress.latency import LatencyModel, MeasuredShape, fit, shapes_to_measure
-from supertiny.compress.measure import cuts_to_measure, write_random
+from supertiny.compress.measure_latency import cuts_to_measure, write_random
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import limits_of, solve, target_of
 from supertiny.errors import ConfigError

@@ -1,5 +1,6 @@
 """Rollouts in the tokens of a smaller vocabulary."""
 
+import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from tiny_rollouts import publish_rollouts
 from transformers import AutoTokenizer
 
-from supertiny.artifacts import open_artifact, resolve
+from supertiny.artifacts import make, open_artifact, resolve
 from supertiny.compress.retokenize import publish_renumbered, renumber_rollout, used_ids
+from supertiny.compress.vocabulary import KEPT_IDS
 from supertiny.config import StageConfig
-from supertiny.errors import CorruptArtifact
+from supertiny.errors import CorruptArtifact, MissingInput
 from supertiny.records import Completion, Prompt, Rollout, TopK, Verdict
 from supertiny.rollout_table import iter_rollouts, read_rollouts, read_table, write_rollouts
 
@@ -58,14 +60,27 @@ def peak_bytes(work: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
+def save_kept_ids(folder: Path, kept_ids: list[int]) -> dict[str, Any]:
+    (folder / KEPT_IDS).write_text(json.dumps(kept_ids))
+    return {}
+
+
+def test_a_model_that_does_not_say_which_tokens_it_kept_has_no_rollouts_renumbered_for_it(tmp_path: Path):
+    publish_rollouts(tmp_path, [rollout()])
+    old = open_artifact("rollouts", str(tmp_path), "rollouts")
+    with pytest.raises(MissingInput, match=r"kept_ids\.json: not there, .*; remove .* and prune again"):
+        publish_renumbered(StageConfig(name="new", run_root=str(tmp_path)), old, old)
+
+
 def test_rollouts_are_renumbered_while_only_some_hundreds_are_held(tmp_path: Path):
     drawn = rollout().completion
     long = Completion(text="x", token_ids=drawn.token_ids * 3, top_k=TopK(ids=drawn.top_k.ids * 3, logprobs=drawn.top_k.logprobs * 3))
     rows = [rollout().model_copy(update={"rollout_id": f"p/{index}", "index": index, "completion": long}) for index in range(1200)]
     publish_rollouts(tmp_path, rows)
     old, config = open_artifact("rollouts", str(tmp_path), "rollouts"), StageConfig(name="new", run_root=str(tmp_path))
+    model = make(StageConfig(name="model", run_root=str(tmp_path)), "model", {}, lambda folder: save_kept_ids(folder, [5, 6, 7]))
     whole = peak_bytes(lambda: read_rollouts(old.path))
-    assert peak_bytes(lambda: publish_renumbered(config, old, old, [5, 6, 7])) < 0.6 * whole
+    assert peak_bytes(lambda: publish_renumbered(config, old, model)) < 0.6 * whole
     new = open_artifact("new", str(tmp_path), "rollouts")
     assert new.manifest.metrics == {"rollouts": 1200, "accepted": 1200}
     assert [row.index for row in iter_rollouts(new.path)] == list(range(1200))

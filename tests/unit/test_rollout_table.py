@@ -145,7 +145,7 @@ def test_part_by_part_a_table_is_the_same(tmp_path: Path) -> None:
 def test_without_its_top_k_a_row_is_otherwise_the_same(tmp_path: Path) -> None:
     write_rollouts(tmp_path / ACCEPTED, taught(3))
     bare = [row.model_copy(update={"completion": row.completion.model_copy(update={"top_k": None})}) for row in read_rollouts(tmp_path)]
-    assert read_rollouts(tmp_path, top_k=False) == bare
+    assert read_rollouts(tmp_path, top_k=False) == list(iter_rollouts(tmp_path, top_k=False)) == bare
 
 
 def test_part_by_part_the_top_k_of_some_hundred_rows_is_in_memory(tmp_path: Path) -> None:

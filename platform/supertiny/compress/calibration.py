@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from supertiny.errors import CorruptArtifact, MissingInput
@@ -49,16 +49,24 @@ def first_rollouts(rollouts: Iterable[Rollout], num_rows: int) -> list[Rollout]:
 
     The prompts are drawn by the hash of their ids: always the same ones, from every slice alike, whatever the table's order.
 
+    Args:
+        rollouts: taken one by one; twice `num_rows` are held at most.
+
     Raises:
         MissingInput: there is no rollout at all.
     """
-    first_of_prompt: dict[str, Rollout] = {}
+    first_by_hash: dict[bytes, Rollout] = {}
     for rollout in rollouts:
-        first_of_prompt.setdefault(rollout.prompt.id, rollout)
-    if not first_of_prompt:
+        first_by_hash.setdefault(hashlib.sha256(rollout.prompt.id.encode()).digest(), rollout)
+        if len(first_by_hash) > 2 * num_rows:  # what falls out here cannot come back: as many are before it
+            first_by_hash = _of_lowest_hash(first_by_hash, num_rows)
+    if not first_by_hash:
         raise MissingInput("the rollouts hold no accepted row to calibrate with; look at their rejected rows")
-    drawn = sorted(first_of_prompt, key=lambda prompt_id: hashlib.sha256(prompt_id.encode()).digest())[:num_rows]
-    return [first_of_prompt[prompt_id] for prompt_id in drawn]
+    return list(_of_lowest_hash(first_by_hash, num_rows).values())
+
+
+def _of_lowest_hash(by_hash: Mapping[bytes, Rollout], number: int) -> dict[bytes, Rollout]:
+    return {place: by_hash[place] for place in sorted(by_hash)[:number]}
 
 
 def equal_length_batches(rows: Sequence[list[int]], max_tokens: int = MAX_BATCH_TOKENS) -> list[Batch]:

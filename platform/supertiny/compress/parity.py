@@ -20,7 +20,7 @@ from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Completion, Parity, Rollout
-from supertiny.rollout_table import read_rollouts
+from supertiny.rollout_table import iter_rollouts
 
 log = logging.getLogger(__name__)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
@@ -47,7 +47,7 @@ def prove(config: ParityConfig) -> Artifact:
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
 
     def build(folder: Path) -> dict[str, Any]:
-        drawn = first_rollouts(read_rollouts(rollouts.path, top_k=False), config.num_rows)
+        drawn = first_rollouts(iter_rollouts(rollouts.path, top_k=False), config.num_rows)
         found = compare(model, within(config.engine.max_model_len, drawn, AutoTokenizer.from_pretrained(model.path)), config)
         numbers = f"KL {found.kl_nats:.2g} nats a token, greedy agreement {found.greedy_agreement:.4f}"
         log.info("%s: %s, %s%s", config.name, found.verdict, numbers, "".join(f"; {problem}" for problem in found.problems))

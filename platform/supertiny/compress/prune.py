@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.artifacts import Artifact, find_made, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
@@ -23,7 +22,8 @@ from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.solver import limits_of, solve, student_shape, target_of
 from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.config import StageConfig
-from supertiny.rollout_table import read_rollouts
+from supertiny.llm.folders import read_model_config
+from supertiny.rollout_table import iter_rollouts
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,20 @@ def prune(config: PruneConfig) -> Artifact:
     parents = {"student": student, "rollouts": rollouts}
     if config.target_seconds_per_token is not None:
         parents["latency"] = open_artifact(config.latency, config.run_root, "latency")
+    model = find_made(config, "model", parents) or _make(config, parents)
+    if "vocab" in config.axis.split("+"):
+        publish_renumbered(_rollouts_stage(config), rollouts, model)
+    return model
+
+
+def _make(config: PruneConfig, parents: Mapping[str, Artifact]) -> Artifact:
+    student, rollouts = parents["student"], parents["rollouts"]
     cut = plan(config, student.path, rollouts.path, read_latency(parents["latency"]) if "latency" in parents else None)
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
-        rows = calibration_rows(tokenizer, read_rollouts(rollouts.path, top_k=False), config.num_rows, config.max_row_tokens)
-        before = read_shape(_json(student.path / "config.json")).num_parameters
+        rows = calibration_rows(tokenizer, iter_rollouts(rollouts.path, top_k=False), config.num_rows, config.max_row_tokens)
+        before = read_shape(read_model_config(student.path)).num_parameters
         log.info("%s: %s to %s parameters on %d rows", config.name, f"{before:,}", f"{cut.shape.num_parameters:,}", len(rows))
         batches = equal_length_batches(rows)
         removed = write_pruned(student.path, folder, cut, batches)
@@ -68,25 +76,19 @@ def prune(config: PruneConfig) -> Artifact:
         moved = divergence(student.path, folder, batches, cut.kept_ids)
         return {"parameters": cut.shape.num_parameters, "bytes": weight_bytes(folder), **removed, **moved}
 
-    model = make(config, "model", parents, build)
-    if cut.kept_ids is not None:
-        publish_renumbered(_rollouts_stage(config), rollouts, model, cut.kept_ids)
-    return model
+    return make(config, "model", parents, build)
 
 
 def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyModel | None = None) -> Cut:
     """The shape to cut to and, where the vocabulary is cut, its tokens; raises as `prune`."""
-    values = _json(student / "config.json")
-    shape = student_shape(values, config)
+    shape = student_shape(read_model_config(student), config)
     target = target_of(config, shape, latency)
     ways: dict[str, Any] = {"layers": config.layers or "chosen", "influence": config.influence or "similarity"}
     if "vocab" not in config.axis.split("+"):
         return Cut(solve(shape, config.axis, target, limits_of(config)), **ways)
     vocabulary = read_vocabulary(student)
-    used = used_ids(AutoTokenizer.from_pretrained(student), read_rollouts(rollouts, top_k=False))
+    used = used_ids(AutoTokenizer.from_pretrained(student), iter_rollouts(rollouts, top_k=False))
     required = required_ids(vocabulary, used | named_ids(student, shape.vocab_size))
-    if config.vocab_size is not None:
-        choose_ids(vocabulary, required, config.vocab_size, shape.vocab_size)
     smaller = solve(shape, config.axis, target, limits_of(config, len(required)))
     return Cut(smaller, kept_ids=choose_ids(vocabulary, required, smaller.vocab_size, shape.vocab_size), **ways)
 
@@ -156,8 +158,3 @@ def _cut_channels(model: Any, width: int, batches: Sequence[Batch]) -> None:
 def _rollouts_stage(config: PruneConfig) -> StageConfig:
     shared = {name: getattr(config, name) for name in StageConfig.model_fields}
     return StageConfig(**{**shared, "name": f"{config.name}-rollouts"})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -28,7 +27,8 @@ from supertiny.compress.config import QuantizeConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
 from supertiny.compress.shapes import check_group_size, read_shape
 from supertiny.formats import NOT_QUANTIZED, check_device, scheme_of
-from supertiny.rollout_table import read_rollouts
+from supertiny.llm.folders import read_model_config
+from supertiny.rollout_table import iter_rollouts
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ def quantize(config: QuantizeConfig) -> Artifact:
     check_device(config.format, torch.cuda.is_available())
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
-    shape = read_shape(json.loads((student.path / "config.json").read_text()))
+    shape = read_shape(read_model_config(student.path))
     if config.group_size:
         check_group_size(shape, config.group_size, config.tensor_parallel_size)
 
     def build(folder: Path) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(student.path)
-        rows = calibration_rows(tokenizer, read_rollouts(rollouts.path, top_k=False), config.num_rows, config.max_row_tokens)
+        rows = calibration_rows(tokenizer, iter_rollouts(rollouts.path, top_k=False), config.num_rows, config.max_row_tokens)
         log.info("%s: %s on %d rows", config.name, config.format, len(rows))
         batches = equal_length_batches(rows)
         write_quantized(student.path, folder, recipe(config), batches)

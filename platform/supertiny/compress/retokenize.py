@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from supertiny.artifacts import Artifact, make
 from supertiny.compress.calibration import Batch, row_token_ids
+from supertiny.compress.vocabulary import read_kept_ids
 from supertiny.config import StageConfig
 from supertiny.errors import CorruptArtifact
 from supertiny.records import Rollout, TopK
@@ -64,15 +65,15 @@ def check_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int], rows: B
         )
 
 
-def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact, kept_ids: Sequence[int]) -> Artifact:
+def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact) -> Artifact:
     """A rollouts artifact of the accepted rows in the pruned model's token ids, to heal it and to calibrate with.
 
     Args:
-        kept_ids: the tokens that stay, among them all that the rows are made of (`used_ids`).
+        model: with the tokens that it kept, among them all that the rows are made of (`used_ids`).
     """
-    new_ids = {number: place for place, number in enumerate(kept_ids)}
 
     def build(folder: Path) -> dict[str, Any]:
+        new_ids = {number: place for place, number in enumerate(read_kept_ids(model.path))}
         written = write_rollouts(folder / ACCEPTED, (renumber_rollout(rollout, new_ids) for rollout in iter_rollouts(rollouts.path)))
         return {"rollouts": written, "accepted": written}
 

@@ -19,6 +19,8 @@ ID_FILES = ("config.json", "generation_config.json")
 """Files whose settings name tokens: every `..._token_id`, and `ID_LISTS`."""
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
 """Lists of ids or, the last two, of sequences of ids."""
+KEPT_IDS = "kept_ids.json"
+"""File of a model folder whose vocabulary was cut: the ids that its tokens had before, by their new ones."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: 
 
 
 def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None:
-    """Rewrite every file of a model folder that names tokens for the kept ones, whose new ids are their places in `kept_ids`."""
+    """Rewrite every file of a model folder that names tokens for the kept ones, whose new ids are their places in `kept_ids`.
+
+    Those ids lie beside them, so that whatever is renumbered later is as the model is.
+    """
     new_ids = {old: new for new, old in enumerate(kept_ids)}
     _rewrite(source, folder, "tokenizer.json", lambda values: _shrink(values, new_ids))
     _rewrite(source, folder, "tokenizer_config.json", lambda values: _renumber_config(values, new_ids))
@@ -123,6 +128,16 @@ def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None
         if (folder / name).exists():
             _rewrite(folder, folder, name, lambda values: _renumber_settings(values, new_ids))
     _write_merges(source, folder)
+    (folder / KEPT_IDS).write_text(json.dumps(list(kept_ids)), encoding="utf-8")
+
+
+def read_kept_ids(folder: Path) -> list[int]:
+    """The ids that the tokens of a cut vocabulary had before, rising; raises MissingInput where the folder does not say."""
+    path = folder / KEPT_IDS
+    if not path.exists():
+        raise MissingInput(f"{path}: not there, so nothing says which tokens stayed; remove {folder} and prune again")
+    kept_ids: list[int] = json.loads(path.read_text(encoding="utf-8"))
+    return kept_ids
 
 
 def named_ids(folder: Path, num_rows: int) -> set[int]:

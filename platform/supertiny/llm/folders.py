@@ -13,6 +13,18 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks that vLLM makes room for (`MaxLoRARanks`)."""
 
 
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder, as Hugging Face writes it.
+
+    Raises:
+        MissingInput: there is none.
+        ConfigError: it is no JSON object.
+    """
+    return _read(
+        folder / "config.json", f"{folder}: no config.json there, so it is no model folder; make the model first or set another path"
+    )
+
+
 def check_folders(model: Path, engine: EngineConfig) -> None:
     """Check that the model can be split as the engine says, and that vLLM can run the engine's adapter.
 
@@ -20,9 +32,7 @@ def check_folders(model: Path, engine: EngineConfig) -> None:
         MissingInput: no such model or adapter folder.
         ConfigError: the model cannot be split so, or vLLM has no such adapters.
     """
-    shape = _read(
-        model / "config.json", f"{model}: no config.json there, so it is no model folder; make the model first or set another path"
-    )
+    shape = read_model_config(model)
     heads, layers = shape.get("num_attention_heads"), shape.get("num_hidden_layers")
     if heads is not None and heads % engine.tensor_parallel_size:
         raise ConfigError(

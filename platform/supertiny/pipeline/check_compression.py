@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from supertiny.compress.solver import Limits, limits_of, solve, student_shape, t
 from supertiny.compress.vocabulary import read_vocabulary, required_ids
 from supertiny.errors import ConfigError
 from supertiny.formats import GPU_FORMATS, check_device
+from supertiny.llm.folders import read_model_config
 from supertiny.pipeline.config import PipelineConfig
 
 
@@ -39,7 +39,7 @@ def check_compression(config: PipelineConfig) -> None:
         cut = shape_after(config.prune, student_shape(values, config.prune))
     else:
         folder = open_artifact(start, config.run_root, "model").path
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = read_model_config(folder)
         if start != config.prune.student:  # training writes bfloat16, whatever it started from
             values = {**values, "dtype": "bfloat16"}
         cut = shape_after(config.prune, student_shape(values, config.prune), folder)

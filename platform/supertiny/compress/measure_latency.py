@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.speed import measure_speed
 from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.errors import ConfigError, MissingInput
+from supertiny.llm.folders import read_model_config
 from supertiny.records import Prompt
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def measure_latency(config: LatencyConfig) -> Artifact:
         ConfigError: an architecture that is not cut, or a student too small for it.
     """
     student = open_artifact(config.student, config.run_root, "model")
-    values = json.loads((student.path / "config.json").read_text(encoding="utf-8"))
+    values = read_model_config(student.path)
     shape = read_shape(values)
     cuts = cuts_to_measure(student.path, shape)
 
