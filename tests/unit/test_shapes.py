@@ -96,6 +96,12 @@ def test_a_config_without_a_size_is_refused_by_its_name():
         read_shape({name: value for name, value in TINY.items() if name != "intermediate_size"})
 
 
+@pytest.mark.parametrize("head_dim", ["64", 64.5, -64, [64]])
+def test_a_head_dim_that_is_no_number_above_zero_is_refused(head_dim: object):
+    with pytest.raises(ConfigError, match=r"config\.json has head_dim .*64.*; expected a whole number above 0"):
+        read_shape({**TINY, "head_dim": head_dim})
+
+
 def test_bfloat16_takes_two_bytes_a_parameter():
     assert read_shape(QWEN_HALF_BILLION).num_bytes() == 2 * 494_032_768
 

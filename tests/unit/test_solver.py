@@ -141,6 +141,28 @@ def test_tokens_that_have_to_stay_bound_the_vocabulary():
         solved(TINY, "vocab", Limits(smallest_vocab=1000), target_parameters_fraction=0.95)
 
 
+@pytest.mark.parametrize(
+    ("values", "limits", "said"),
+    [
+        (
+            TINY,
+            Limits(1007, vocab_size=896),
+            "nothing is left to remove, 1007 of 1024 tokens have to stay and vocabularies go in steps of 128",
+        ),
+        (TINY, Limits(700, vocab_size=640), "vocab_size 640 has no room for the 700 tokens that have to stay; take 768, or more by 128"),
+        (TINY, Limits(800, vocab_size=640, tensor_parallel_size=2), "800 of 1024 tokens have to stay and vocabularies go in steps of 256"),
+        (
+            QWEN_HALF_BILLION,
+            Limits(vocab_size=52_352, tensor_parallel_size=2),
+            r"vocab_size 52352 is no size below the student's that kernels take \(widths go in steps of 256, vocabularies of 256\)",
+        ),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_taken_is_refused_with_what_can_be(values: dict, limits: Limits, said: str):
+    with pytest.raises(ConfigError, match=said):
+        solved(values, "vocab", limits, target_parameters_fraction=0.8)
+
+
 def test_a_size_that_is_named_is_taken_and_the_others_meet_the_target():
     smaller = solved(QWEN_HALF_BILLION, "vocab+depth", Limits(num_hidden_layers=20), target_parameters=406_000_000)
     assert smaller.num_hidden_layers == 20
@@ -234,4 +256,4 @@ def test_a_target_in_bytes_is_refused_where_the_cut_would_have_other_weights(tmp
 
 
 def test_a_dry_run_of_a_student_that_is_not_made_yet_says_so(tmp_path: Path):
-    assert "no table of shapes: rl: nothing at" in describe(PruneConfig(run_root=str(tmp_path)))
+    assert "no table of shapes: sft: nothing at" in describe(PruneConfig(run_root=str(tmp_path)))

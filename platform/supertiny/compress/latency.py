@@ -7,11 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from supertiny.artifacts import Artifact
-from supertiny.compress.shapes import INPUT_MULTIPLE, Shape
+from supertiny.compress.shapes import INPUT_MULTIPLE, VOCABULARY_MULTIPLE, Shape
 from supertiny.errors import ConfigError
 from supertiny.records import Record
 
-VOCABULARY_MULTIPLE = 128
 LATENCY = "latency.json"
 
 

@@ -17,6 +17,8 @@ INPUT_MULTIPLE = 128
 """Stock matrix kernels want input widths (K) that 128 divides, and so do quantization groups of 128."""
 OUTPUT_MULTIPLE = 64
 """Output widths (N), the vocabulary's rows among them."""
+VOCABULARY_MULTIPLE = INPUT_MULTIPLE
+"""Rows of a cut vocabulary: outputs of the head in the forward pass, and its inputs (K) in the backward pass of healing."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     """The shape in a Hugging Face `config.json`.
 
     Raises:
-        ConfigError: an architecture whose parameters we cannot count, a model that is quantized already, or a size is missing.
+        ConfigError: an architecture whose parameters we cannot count, a model that is quantized already, or a size is missing or no number.
     """
     kind = config.get("model_type")
     if kind not in SUPPORTED:
@@ -103,10 +105,13 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     if missing:
         raise ConfigError(f"the model's config.json has no {', '.join(missing)}; expected those of a {kind} model")
     head_dim = QWEN3_HEAD_DIM if kind == "qwen3" else config["hidden_size"] // config["num_attention_heads"]
+    head_dim = config.get("head_dim") or head_dim
+    if not (isinstance(head_dim, int) and head_dim > 0):
+        raise ConfigError(f"the model's config.json has head_dim {head_dim!r}; expected a whole number above 0")
     return Shape(
         model_type=kind,
         **{name: config[name] for name in needed},
-        head_dim=config.get("head_dim") or head_dim,
+        head_dim=head_dim,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         attention_bias=kind != "qwen2" and bool(config.get("attention_bias", False)),
     )

@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any, Literal
 
 from supertiny.compress.config import AXES, SIZES, Axis, PruneConfig
-from supertiny.compress.latency import VOCABULARY_MULTIPLE, LatencyModel
-from supertiny.compress.shapes import INPUT_MULTIPLE, OUTPUT_MULTIPLE, Shape, check_heads, kernel_problems, read_shape, share_problems
+from supertiny.compress.latency import LatencyModel
+from supertiny.compress.shapes import INPUT_MULTIPLE, VOCABULARY_MULTIPLE, Shape, check_heads, kernel_problems, read_shape, share_problems
 from supertiny.errors import ConfigError
 
 
@@ -46,6 +46,11 @@ class Limits:
     intermediate_size: int | None = None
     tensor_parallel_size: int = 1
     """Workers that every layer has to be split over evenly."""
+
+    def vocabularies(self, num_rows: int) -> range:
+        """Sizes that a vocabulary of so many rows can be cut to."""
+        step = VOCABULARY_MULTIPLE * self.tensor_parallel_size
+        return range(-(-self.smallest_vocab // step) * step, num_rows, step)
 
 
 def student_shape(values: Mapping[str, Any], config: PruneConfig) -> Shape:
@@ -136,15 +141,15 @@ def describe_cut(shape: Shape, axis: Axis) -> str:
 def _candidates(shape: Shape, axis: Axis, target: Target, limits: Limits) -> Iterator[Shape]:
     cut = axis.split("+")
     layers = _options(shape, "depth", 1, 1, limits) if "depth" in cut else [shape.num_hidden_layers]
-    step = INPUT_MULTIPLE * limits.tensor_parallel_size
+    step, known = INPUT_MULTIPLE * limits.tensor_parallel_size, set(kernel_problems(shape, limits.tensor_parallel_size))
     widths = _options(shape, "width", step, step, limits) if "width" in cut else [shape.intermediate_size]
     for num_layers, width in product(layers, widths):
         candidate = replace(shape, num_hidden_layers=num_layers, intermediate_size=width)
         if "vocab" in cut:
             for rows in _vocabularies(candidate, target, limits):
-                yield from _taken(replace(candidate, vocab_size=rows), shape, limits)
+                yield from _taken(replace(candidate, vocab_size=rows), known, limits)
         else:
-            yield from _taken(candidate, shape, limits)
+            yield from _taken(candidate, known, limits)
 
 
 def _options(shape: Shape, axis: str, first: int, step: int, limits: Limits) -> Sequence[int]:
@@ -156,23 +161,22 @@ def _options(shape: Shape, axis: str, first: int, step: int, limits: Limits) -> 
 
 def _vocabularies(shape: Shape, target: Target, limits: Limits) -> Sequence[int]:
     """The largest vocabulary that meets the target, all else given; where none does, the smallest or largest there is."""
-    step = VOCABULARY_MULTIPLE * limits.tensor_parallel_size
-    smallest, largest = -(-limits.smallest_vocab // step) * step, (shape.vocab_size - 1) // step * step
-    if smallest > largest:
+    every = limits.vocabularies(shape.vocab_size)
+    if not every:
         return []
     if limits.vocab_size is not None:
-        return [limits.vocab_size] if limits.vocab_size in range(smallest, largest + 1, step) else []
+        return [limits.vocab_size] if limits.vocab_size in every else []
     a_row = target.measure(replace(shape, vocab_size=1)) - target.measure(replace(shape, vocab_size=0))
     if a_row == 0:  # measured: rows cost nothing
-        return [largest]
-    fits = int((target.most - target.measure(replace(shape, vocab_size=0))) // a_row) // step * step
-    return [min(max(fits, smallest), largest)]
+        return [every[-1]]
+    fits = int((target.most - target.measure(replace(shape, vocab_size=0))) // a_row) // every.step * every.step
+    return [min(max(fits, every[0]), every[-1])]
 
 
-def _taken(candidate: Shape, shape: Shape, limits: Limits) -> Iterator[Shape]:
-    """The candidate, where workers can share it and kernels like nothing less in it than in the student."""
+def _taken(candidate: Shape, known: set[str], limits: Limits) -> Iterator[Shape]:
+    """The candidate, where workers can share it and kernels like nothing less in it than in the student, whose problems are known."""
     workers = limits.tensor_parallel_size
-    if not share_problems(candidate, workers) and set(kernel_problems(candidate, workers)) <= set(kernel_problems(shape, workers)):
+    if not share_problems(candidate, workers) and known.issuperset(kernel_problems(candidate, workers)):
         yield candidate
 
 
@@ -193,8 +197,13 @@ def _why_none(shape: Shape, axis: Axis, limits: Limits) -> str:
     shareable: dict[str, Any] = {SIZES[part]: workers * INPUT_MULTIPLE for part in parts}
     if problems := share_problems(replace(shape, **shareable), workers):
         return f"{' and '.join(problems)}, which a cut of the {axis} leaves as it is"
-    if "vocab" in parts and limits.smallest_vocab > shape.vocab_size - VOCABULARY_MULTIPLE:
-        return f"nothing is left to remove, {limits.smallest_vocab} of {shape.vocab_size} tokens have to stay"
+    every = limits.vocabularies(shape.vocab_size)
+    if "vocab" in parts and not every:
+        stay = f"{limits.smallest_vocab} of {shape.vocab_size} tokens have to stay"
+        return f"nothing is left to remove, {stay} and vocabularies go in steps of {every.step}"
+    if "vocab" in parts and limits.vocab_size is not None and limits.vocab_size < limits.smallest_vocab:
+        stay = f"the {limits.smallest_vocab} tokens that have to stay"
+        return f"vocab_size {limits.vocab_size} has no room for {stay}; take {every[0]}, or more by {every.step}"
     pinned = [f"{name} {value}" for name in SIZES.values() if (value := getattr(limits, name)) is not None]
-    steps = f"widths go in steps of {INPUT_MULTIPLE}, vocabularies of {VOCABULARY_MULTIPLE}, outputs of {OUTPUT_MULTIPLE}"
+    steps = f"widths go in steps of {INPUT_MULTIPLE * workers}, vocabularies of {every.step}"
     return f"{' and '.join(pinned)} is no size below the student's that kernels take ({steps})" if pinned else "nothing is left to remove"
