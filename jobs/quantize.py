@@ -2,6 +2,7 @@
 
 python jobs/quantize.py --config jobs/configs/demo/w8a8.toml --set student=heal
 python jobs/quantize.py --config jobs/configs/demo/awq.toml
+python jobs/quantize.py --dry-run --set student=heal
 """
 
 from supertiny.cli import run_job
@@ -15,5 +16,11 @@ def main(config: QuantizeConfig) -> None:
     run_at_place(quantize, config)
 
 
+def estimate(config: QuantizeConfig) -> str:
+    from supertiny.compress.dry_run import describe_format
+
+    return describe_format(config)
+
+
 if __name__ == "__main__":
-    raise SystemExit(run_job(QuantizeConfig, main, default="jobs/configs/demo/w8a8.toml"))
+    raise SystemExit(run_job(QuantizeConfig, main, default="jobs/configs/demo/w8a8.toml", estimate=estimate))

@@ -15,6 +15,8 @@ FORMAT_DEFAULTS: dict[str, dict[str, int]] = {
     "gptq_w4a16": {"group_size": 128},
 }
 """What a format uses where the config leaves it out; the values of its authors (AWQ: arXiv 2306.00978, GPTQ: 2210.17323)."""
+FORMAT_NAMES: dict[str, str] = {"awq_w4a16": "awq", "gptq_w4a16": "gptq", "w8a8": "w8a8", "fp8_dynamic": "fp8"}
+"""What a model in a format is named where nothing else is said."""
 GPU_FORMATS: tuple[Format, ...] = ("fp8_dynamic",)
 """Formats that no kernel on a CPU runs."""
 NOT_QUANTIZED = ["lm_head"]

@@ -2,10 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
+from supertiny.compress.config import LatencyConfig, ParityConfig, PruneConfig, QuantizeConfig
 from supertiny.config import load, validate
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import GateConfig
+from supertiny.formats import FORMAT_NAMES
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.recover_config import RecoverConfig
 
 DEMO = Path(__file__).parents[2] / "jobs" / "configs" / "demo"
 
@@ -22,6 +25,25 @@ def test_what_won_where_it_was_measured_is_the_default():
         "w8a8",
         "eval-w8a8",
     )
+
+
+def test_a_quantized_model_is_named_after_its_format_and_never_after_another():
+    names = {form: validate(QuantizeConfig, {"format": form}, "test").name for form in FORMAT_NAMES}
+    assert names == {"awq_w4a16": "awq", "gptq_w4a16": "gptq", "w8a8": "w8a8", "fp8_dynamic": "fp8"}
+    assert validate(QuantizeConfig, {"format": "gptq_w4a16", "name": "small"}, "test").name == "small"
+    problem = "name w8a8 is what a model in w8a8 is called, and the format is gptq_w4a16; set name=gptq"
+    with pytest.raises(ConfigError, match=problem):
+        load(QuantizeConfig, DEMO / "w8a8.toml", ["format=gptq_w4a16"])
+
+
+def test_single_jobs_take_what_the_default_curriculum_makes_and_the_demos_files_what_its_own_does():
+    last = PipelineConfig.model_fields["curriculum"].default[-1]
+    recovery = {"heal": {}, "evaluate": {}}
+    assert (PruneConfig().student, LatencyConfig().student, RecoverConfig.model_validate(recovery).baseline) == (last, last, f"eval-{last}")
+    last = load(PipelineConfig, DEMO / "pipeline.toml").curriculum[-1]
+    assert load(PruneConfig, DEMO / "prune.toml").settings() == load(PipelineConfig, DEMO / "pipeline.toml").prune.settings()
+    assert load(LatencyConfig, DEMO / "latency.toml").student == last
+    assert load(RecoverConfig, DEMO / "recover.toml").baseline == f"eval-{last}"
 
 
 @pytest.mark.parametrize("name", ["awq", "w8a8"])

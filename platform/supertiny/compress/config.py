@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from supertiny.config import PlaceConfig, PlacedConfig
-from supertiny.formats import FORMAT_DEFAULTS, Format
+from supertiny.formats import FORMAT_DEFAULTS, FORMAT_NAMES, Format
 from supertiny.llm.config import EngineConfig
 
 Axis = Literal["vocab", "width", "depth", "vocab+width", "vocab+depth", "depth+width", "vocab+depth+width"]
@@ -39,7 +39,7 @@ class PruneConfig(CompressConfig):
 
     name: str = "prune"
     """Name of the pruned model."""
-    student: str = "rl"
+    student: str = "sft"
     """Model artifact to prune."""
     axis: Axis = "width"
     """`width`: feed-forward channels, the same number in every layer (keeps quality better). `depth`: layers (faster). `vocab`: tokens that
@@ -57,11 +57,12 @@ class PruneConfig(CompressConfig):
     tolerance_fraction: float = Field(0.1, gt=0, lt=1)
     """How far below the target that shape may be, of the student's parameters, bytes or seconds; a coarser step is an error."""
     vocab_size: int | None = Field(None, ge=1)
-    """Take this vocabulary, and let the other axes meet the target; a multiple of 128. None leaves it to the solver, as the next two."""
+    """Take this vocabulary, a multiple of 128 times the workers, and let the other axes meet the target. None leaves it to the solver, as
+    the next two."""
     num_hidden_layers: int | None = Field(None, ge=1)
     """Take this many layers."""
     intermediate_size: int | None = Field(None, ge=1)
-    """Take this feed-forward width, a multiple of 128."""
+    """Take this feed-forward width, a multiple of 128 times the workers."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     """Engine workers that every layer of the result can be split over evenly."""
     layers: Literal["chosen", "contiguous"] | None = None
@@ -102,7 +103,7 @@ class QuantizeConfig(CompressConfig):
     """Lower the bits of every linear layer but the output head; embedding, norms and biases stay bfloat16."""
 
     name: str = "w8a8"
-    """Name of the quantized model."""
+    """Name of the quantized model; where left out, that of its format: awq, gptq, w8a8 or fp8."""
     student: str = "heal"
     """Model artifact to quantize."""
     format: Format = "w8a8"
@@ -133,7 +134,11 @@ class QuantizeConfig(CompressConfig):
         if not isinstance(values, Mapping):
             return values
         form = values.get("format", cls.model_fields["format"].default)
-        defaults = dict(FORMAT_DEFAULTS.get(form, {}))
+        others = {name: other for other, name in FORMAT_NAMES.items() if other != form}
+        if form in FORMAT_NAMES and values.get("name") in others:
+            ours, theirs = FORMAT_NAMES[form], others[values["name"]]
+            raise ValueError(f"name {values['name']} is what a model in {theirs} is called, and the format is {form}; set name={ours}")
+        defaults: dict[str, Any] = {"name": FORMAT_NAMES.get(form), **FORMAT_DEFAULTS.get(form, {})}
         if values.get("rounding") == "nearest":
             defaults.pop("num_scales", None)
             if values.get("num_scales") is not None:
@@ -165,7 +170,7 @@ class LatencyConfig(SpeedConfig):
 
     name: str = "latency"
     """Name of the latency model's artifact."""
-    student: str = "rl"
+    student: str = "sft"
     """Model artifact whose cuts are measured."""
     rounds: int = Field(3, ge=1)
     """Measurements of every cut, in turns; the median counts."""

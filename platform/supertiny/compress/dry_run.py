@@ -1,20 +1,19 @@
-"""What `--dry-run` says of a cut: the shapes that reach the target, from the student's config.json alone."""
+"""What `--dry-run` says of a cut, the shapes that reach the target, and of a format, from the student's config.json alone."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from supertiny.artifacts import open_artifact, resolve
-from supertiny.compress.config import AXES, Axis, PruneConfig
+from supertiny.compress.config import AXES, Axis, CompressConfig, PruneConfig, QuantizeConfig
 from supertiny.compress.latency import LatencyModel, read_latency
-from supertiny.compress.shapes import Shape, check_group_size, kernel_problems
+from supertiny.compress.shapes import Shape, check_group_size, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, limits_of, solve_all, student_shape, target_of
 from supertiny.errors import ConfigError, MissingInput
-from supertiny.formats import FORMAT_DEFAULTS, Format
+from supertiny.formats import FORMAT_DEFAULTS, GPU_FORMATS, Format, check_device
+from supertiny.llm.folders import read_model_config
 
 log = logging.getLogger(__name__)
 FORMS: tuple[Format | None, ...] = (None, "w8a8", "awq_w4a16")
@@ -31,7 +30,7 @@ def describe(config: PruneConfig) -> str:
         CorruptArtifact: the latencies are damaged.
     """
     try:
-        values, latency = read_config(config.student, config.run_root), _latency(config)
+        values, latency = _student_config(config), _latency(config)
     except (MissingInput, OSError) as error:
         return f"no table of shapes: {error}"
     shape = student_shape(values, config)
@@ -45,35 +44,43 @@ def describe(config: PruneConfig) -> str:
     return table
 
 
+def describe_format(config: QuantizeConfig) -> str:
+    """The student's bytes before and after, or that it is not there yet. No weight is read.
+
+    Raises:
+        ConfigError: as quantizing: the student is quantized already, the groups do not fit its widths, or the format is for a GPU and there
+            is none at the config's place.
+    """
+    if config.format in GPU_FORMATS:
+        check_device(config.format, _has_gpu(config))
+    try:
+        shape = read_shape(_student_config(config))
+    except (MissingInput, OSError) as error:
+        return f"no sizes: {error}"
+    if config.group_size:
+        check_group_size(shape, config.group_size, config.tensor_parallel_size)
+    before, after = shape.num_bytes(), shape.num_bytes(config.format, config.group_size or 1)
+    return f"{shape.num_parameters:,} parameters: {before / 1e6:.1f} MB in bfloat16, {after / 1e6:.1f} MB in {config.format}"
+
+
+def _has_gpu(config: QuantizeConfig) -> bool:
+    if config.place is not None:
+        return config.place.num_gpus > 0
+    import torch  # takes seconds, which only a format for GPUs needs
+
+    return torch.cuda.is_available()
+
+
+def _student_config(config: CompressConfig) -> Mapping[str, Any]:
+    """Of a model artifact, of any Hugging Face folder, or the `config.json` at this path."""
+    path = resolve(config.student, config.run_root)
+    return read_model_config(path.parent if path.name == "config.json" else path)
+
+
 def _latency(config: PruneConfig) -> LatencyModel | None:
     if config.target_seconds_per_token is None:
         return None
     return read_latency(open_artifact(config.latency, config.run_root, "latency"))
-
-
-def read_config(student: str, run_root: str) -> Mapping[str, Any]:
-    """The `config.json` of a model artifact, of any Hugging Face folder, or the one at this path.
-
-    Raises:
-        MissingInput: nothing is there.
-        ConfigError: it is not JSON.
-    """
-    path = resolve(student, run_root)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.exists():
-        raise MissingInput(f"{path.parent}: no config.json, so it is no model folder")
-    return parse_config(path)
-
-
-def parse_config(path: Path) -> Mapping[str, Any]:
-    """A Hugging Face config; raises ConfigError where it is no JSON object."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a JSON object")
-    return values
 
 
 def shape_table(shape: Shape, found: Mapping[Axis, Shape | ConfigError], chosen: Axis, tensor_parallel_size: int = 1) -> str:
