@@ -37,7 +37,7 @@ def nodes(checkout: Path) -> Iterator[StartedNodes]:
 def test_it_is_begun_again_on_the_node_that_comes_for_it(
     job: list[str], process: str, made: tuple[str, str], nodes: StartedNodes, checkout: Path, tmp_path: Path
 ) -> None:
-    make_run(tmp_path, "rl", tiny_student())
+    make_run(tmp_path, "sft", tiny_student())
     (node,) = nodes.add_workers(1, 2, group="compress")
     script, *flags = job
     driver = nodes.start_driver(nodes.head, [str(checkout / "jobs" / script), *flags, "--set", f"run_root={tmp_path}"], tmp_path / "log")

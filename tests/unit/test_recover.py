@@ -41,7 +41,7 @@ class Healer:
 
 
 def healed(root: Path, right: list[int], **settings) -> tuple[dict, Healer]:
-    teacher = publish_model(root, "rl", contents="rl")
+    teacher = publish_model(root, "sft", contents="sft")
     publish_evaluation(root, teacher, rows([at < 950 for at in range(NUM_PROMPTS)]))
     publish_model(root, "prune", contents="prune")
     healer = Healer(root, right)
@@ -87,7 +87,7 @@ def test_sections_take_run_and_task_from_the_top(section: str):
 
 def test_a_quantized_model_that_is_good_enough_is_left_as_calibration_made_it(tmp_path: Path):
     found, healer = healed(tmp_path, [950], quantize={"format": "awq_w4a16"})
-    assert (found["ended"], found["model"], healer.stages) == ("enough", "w8a8", [])
+    assert (found["ended"], found["model"], healer.stages) == ("enough", "awq", [])
     assert [(each.student, each.rounding) for each in healer.quantized] == [("prune", "calibrated")]
 
 
@@ -127,11 +127,11 @@ def test_a_student_of_its_own_is_refused_for_quantizing():
 
 
 def test_a_baseline_that_was_asked_other_prompts_is_refused_before_a_round(tmp_path: Path):
-    publish_evaluation(tmp_path, publish_model(tmp_path, "rl", contents="rl"), rows([True] * (NUM_PROMPTS + 1))[1:])
+    publish_evaluation(tmp_path, publish_model(tmp_path, "sft", contents="sft"), rows([True] * (NUM_PROMPTS + 1))[1:])
     publish_model(tmp_path, "prune", contents="prune")
     healer = Healer(tmp_path, [950])
     config = RecoverConfig.model_validate({"run_root": str(tmp_path), "task": TASK, "quantize": {"format": "w8a8"}})
-    with pytest.raises(ConfigError, match="eval-rl did not ask the prompts of `evaluate`: 2 are in one alone, such as prompt-00000"):
+    with pytest.raises(ConfigError, match="eval-sft did not ask the prompts of `evaluate`: 2 are in one alone, such as prompt-00000"):
         recover(config, Stages(healer.distill, healer.evaluate, healer.quantize))
     assert (healer.stages, healer.quantized) == ([], [])
 

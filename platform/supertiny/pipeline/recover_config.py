@@ -22,7 +22,7 @@ class RecoverConfig(StageConfig):
 
     name: str = "recovery"
     """Name of the artifact that says what every round gave; the rounds' models are `<heal.name>-1`, `-2`, …"""
-    baseline: str = "eval-rl"
+    baseline: str = "eval-sft"
     """Evaluation of the uncut, or unquantized, model."""
     margin: float = Field(0.02, gt=0, lt=1)
     """Largest loss of exact match that is acceptable, as a fraction; the whole interval of the difference has to lie above it."""
