@@ -332,7 +332,7 @@ def test_the_page_shows_what_every_round_of_healing_gave_and_why_it_ended(tmp_pa
     assert '<tr class="candidate"><th scope="row">heal-1</th><td>1,500,000</td><td>94.5 %</td>' in page
     seen = Page(page)
     (label,) = [label for label in seen.labels if label.startswith("recovery")]
-    assert label.startswith("recovery, 1 rounds. heal −5.0 points (−6.0 to −4.0) after 0 tokens; heal-1 −0.5 points")  # noqa: RUF001
+    assert label.startswith("recovery: heal −5.0 points (−6.0 to −4.0) after 0 tokens; heal-1 −0.5 points")  # noqa: RUF001
     assert seen.tags["svg"] == 6  # one round is no plot
     assert [name for name, times in Counter(seen.ids).items() if times > 1] == []
 
