@@ -103,7 +103,7 @@ def test_the_healing_before_further_rounds_counts_and_the_cut_is_where_it_began(
 def test_it_is_said_why_a_candidate_goes_to_the_gate_and_what_it_was_compared_with(tmp_path: Path) -> None:
     settings = ('candidates=["heal", "awq", "w8a8"]',)
     chosen = Chain(tmp_path / "enough", {"heal": 948, "awq": 900, "w8a8": 947}, {"w8a8": 0.004}, settings).choose()
-    assert chosen.why == "2 of 3 candidates would pass the gate, and of these it is as accurate as heal and cheaper per right answer"
+    assert chosen.why == "2 of 3 candidates would pass the gate, and of these it is as accurate as heal, and cheaper per right answer"
     assert chosen.compared == ("heal", "awq", "w8a8")
     trained = Chain(tmp_path / "trained", {**TOO_MUCH, "w8a8-1": 960}).choose()
     assert trained.why == "no candidate would pass the gate, and of all it is the most accurate, here after training through its rounding"

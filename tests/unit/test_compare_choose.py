@@ -29,7 +29,7 @@ def test_it_is_said_why(tmp_path: Path) -> None:
     heal, awq = publish(tmp_path, "heal", 950, each=0.004), publish(tmp_path, "awq", 900, each=0.001)
     w8a8 = publish(tmp_path, "w8a8", 949, each=0.003)
     assert best([heal, awq]).why == "the most accurate"
-    assert best([heal, awq, w8a8]).why == "as accurate as heal and cheaper per right answer"
+    assert best([heal, awq, w8a8]).why == "as accurate as heal, and cheaper per right answer"
 
 
 def test_of_several_the_cheapest_of_those_as_accurate_as_the_most_accurate_goes_on(tmp_path: Path) -> None:

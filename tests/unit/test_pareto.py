@@ -42,9 +42,9 @@ def test_equal_rows_do_not_dominate_each_other():
 
 
 def test_the_choice_is_explained_in_one_sentence():
-    said = explain(ALL, "w8a8", "as accurate as rl and cheaper per right answer")
+    said = explain(ALL, "w8a8", "as accurate as rl, and cheaper per right answer")
     assert said == (
-        "`w8a8` (w8a8, 93.0 %) is chosen: as accurate as rl and cheaper per right answer; 15.00 ms a token at batch 1, 0.40 of the bytes "
+        "`w8a8` (w8a8, 93.0 %) is chosen: as accurate as rl, and cheaper per right answer; 15.00 ms a token at batch 1, 0.40 of the bytes "
         "of `rl`."
     )
     assert explain(ALL, "rl", "the most accurate").endswith("30.00 ms a token at batch 1, it is the largest here.")
@@ -117,7 +117,7 @@ def test_the_best_by_the_chain_s_rule_is_chosen_unless_another_is_named(run):
     config, _ = run
     found = pareto(config).manifest.metrics
     assert found["model"] == "rl"  # as accurate as `heal`, and cheaper
-    assert "`rl` (bfloat16, 96.0 %) is chosen: as accurate as heal and cheaper per right answer; 50.00 ms" in found["why"]
+    assert "`rl` (bfloat16, 96.0 %) is chosen: as accurate as heal, and cheaper per right answer; 50.00 ms" in found["why"]
     named = {"models": ("heal", "w8a8"), "chosen": "w8a8", "why": "it would pass the gate", "name": "other", "rounds": 1}
     made = pareto(config.model_copy(update=named))
     assert made.manifest.metrics["model"] == "w8a8"

@@ -34,7 +34,7 @@ def best(evaluations: Sequence[Artifact]) -> Chosen:
     as_good = [each for each in evaluations if each is leader or _lead(leader, each).low <= 0]
     chosen = min(as_good, key=_usd_per_thousand_correct)
     others = [each.manifest.name.removeprefix("eval-") for each in as_good if each is not chosen]
-    why = f"as accurate as {', '.join(others)} and cheaper per right answer" if others else "the most accurate"
+    why = f"as accurate as {' and '.join(others)}, and cheaper per right answer" if others else "the most accurate"
     log.info("%s is the best of %d: %s", chosen.manifest.name, len(evaluations), why)
     return Chosen(chosen, why)
 
