@@ -89,6 +89,19 @@ def test_an_engine_that_answers_otherwise_fails_the_proof(tmp_path: Path, monkey
     assert [each for each in found.problems if problem in each]
 
 
+def test_a_model_made_again_is_proven_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_run(tmp_path, "rl", tiny_student(1))
+    monkeypatch.setattr(parity, "score_all", lambda folder, rows, *_: served_by_hugging_face(folder, rows))
+    config = ParityConfig(run_root=str(tmp_path), model="rl")
+    before = prove(config)
+    assert prove(config) == before
+    shutil.rmtree(tmp_path / "rl")
+    make_run(tmp_path, "rl", tiny_student(2))
+    again = prove(config)
+    assert again.manifest.key == before.manifest.key
+    assert again.manifest.parents["model"].sha256 == open_artifact("rl", str(tmp_path), "model").as_parent().sha256
+
+
 def test_a_proof_fails_for_a_stray_file_and_is_kept_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_run(tmp_path, "rl", tiny_student(2))
     monkeypatch.setattr(parity, "score_all", lambda folder, rows, *_: served_by_hugging_face(folder, rows))

@@ -16,6 +16,7 @@ from supertiny.artifacts import Artifact, find_parent, make, open_artifact
 from supertiny.compress.calibration import first_rollouts
 from supertiny.compress.config import ParityConfig
 from supertiny.errors import ConfigError, GateNotPassed
+from supertiny.fresh import set_aside_stale
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
@@ -45,6 +46,7 @@ def prove(config: ParityConfig) -> Artifact:
     """
     model = open_artifact(config.model, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
+    set_aside_stale(config, {"model": model, "rollouts": rollouts})
 
     def build(folder: Path) -> dict[str, Any]:
         drawn = first_rollouts(read_rollouts(rollouts.path, top_k=False), config.num_rows)
