@@ -45,8 +45,9 @@ def promote(config: PromoteConfig) -> Artifact:
     """
     if config.release is not None:
         earlier = _earlier_move(config)
+        release = open_artifact(earlier.model.uri, config.run_root, "model")
         move_alias(config.alias, config.run_root, earlier.model, earlier.gate)
-        return open_artifact(earlier.model.uri, config.run_root, "model")
+        return release
     gate = open_artifact(config.gate, config.run_root, "gate")
     metrics = GateMetrics.model_validate(gate.manifest.metrics)
     if metrics.verdict != "pass":
@@ -81,8 +82,8 @@ def check_parity(proof: Artifact, model: Artifact) -> None:
 
 
 def make_release(model: Artifact, root: Path) -> Artifact:
-    """The model as `releases/<name>-<key>`, made where it is not there yet."""
-    uri = f"{RELEASES}/{model.manifest.name}-{model.manifest.key[:8]}"
+    """The model as `releases/<name>-<hash>`, made where it is not there yet; its key would not tell weights of the same settings apart."""
+    uri = f"{RELEASES}/{model.manifest.name}-{model.as_parent().sha256[:8]}"
     folder = root / uri
     if not folder.exists():
         draft = folder.with_name(f".{folder.name}.partial")
