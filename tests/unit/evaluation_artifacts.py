@@ -17,7 +17,7 @@ from supertiny.evaluate.judge import PREDICTIONS, Judged, write_predictions
 from supertiny.evaluate.measure import Answer, Measurement
 from supertiny.evaluate.suites import summarize
 from supertiny.fresh import set_aside_stale
-from supertiny.records import Prompt, Usage
+from supertiny.records import Parity, Prompt, Usage
 
 
 class FakeModelConfig(StageConfig):
@@ -110,3 +110,12 @@ def publish_gate(run_root: Path, candidate: str, num_right: int, name: str = "ga
     publish_evaluation(run_root, model, rows([index < num_right for index in range(1000)]))
     gate(GateConfig(run_root=str(run_root), name=name, candidate=f"eval-{candidate}"))
     return model
+
+
+def publish_proof(run_root: Path, model: Artifact, problems: list[str], name: str = "parity", **found: Any) -> None:
+    """What a parity proof of a model came to."""
+    passed: dict[str, Any] = {"kl_nats": 2.5e-6, "greedy_agreement": 1, "positions": 640, "tokenizer_sha256": "0", "template_sha256": "0"}
+    proof = Parity(verdict="fail" if problems else "pass", problems=problems, **{**passed, **found})
+    config = StageConfig(name=name, run_root=str(run_root))
+    set_aside_stale(config, {"model": model})
+    make(config, "parity", {"model": model}, lambda _: proof.model_dump(mode="json"))

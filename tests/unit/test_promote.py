@@ -3,23 +3,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from evaluation_artifacts import make_again, publish_gate, publish_model
+from evaluation_artifacts import make_again, publish_gate, publish_model, publish_proof
 
-from supertiny.artifacts import Artifact, alias_path, make, read_alias
-from supertiny.config import StageConfig, validate
+from supertiny.artifacts import Artifact, alias_path, read_alias
+from supertiny.config import validate
 from supertiny.errors import ConfigError, CorruptArtifact, GateNotPassed, MissingInput
 from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.promote import promote
-from supertiny.fresh import set_aside_stale
 
 ALIAS = "student@production"
-
-
-def publish_proof(run_root: Path, model: Artifact, problems: list[str]) -> None:
-    verdict = "fail" if problems else "pass"
-    config = StageConfig(name="parity", run_root=str(run_root))
-    set_aside_stale(config, {"model": model})
-    make(config, "parity", {"model": model}, lambda _: {"verdict": verdict, "problems": problems})
 
 
 def publish_candidate(run_root: Path, name: str, num_right: int, gate: str = "gate") -> Artifact:
@@ -104,6 +96,12 @@ def test_a_proof_of_another_model_blocks_the_promotion(tmp_path: Path) -> None:
     publish_proof(tmp_path, publish_model(tmp_path, "w8a8", contents="w8a8"), [])
     with pytest.raises(GateNotPassed, match="proves another model"):
         promote(PromoteConfig(run_root=str(tmp_path)))
+
+
+def test_a_proof_that_compared_no_tokenizer_lets_it_through_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish_proof(tmp_path, publish_gate(tmp_path, "awq", 965), [], not_compared="its vocabulary was cut")
+    promote(PromoteConfig(run_root=str(tmp_path)))
+    assert "tokenizer and template were not compared with those of a model before it: its vocabulary was cut" in caplog.text
 
 
 def test_a_missing_proof_blocks_the_promotion(tmp_path: Path) -> None:
