@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from evaluation_artifacts import publish_evaluation, publish_model, rows
+from evaluation_artifacts import make_again, publish_evaluation, publish_model, rows
 
-from supertiny.artifacts import make
+from supertiny.artifacts import make, open_artifact
 from supertiny.compress.pareto import Row, dominated_by, explain, render
 from supertiny.compress.speed import Speed
 from supertiny.errors import ConfigError, MissingInput
@@ -129,6 +129,18 @@ def test_the_best_by_the_chain_s_rule_is_chosen_unless_another_is_named(run):
 def test_a_run_without_evaluated_students_has_no_table(tmp_path):
     with pytest.raises(MissingInput, match="no student was evaluated there"):
         pareto(ParetoConfig(run_root=str(tmp_path)))
+
+
+def test_a_model_made_again_is_measured_again(run):
+    config, asked = run
+    config = config.model_copy(update={"models": ("rl",)})
+    before = pareto(config)
+    assert (pareto(config), len(asked)) == (before, 3)
+    again = make_again(open_artifact("rl", config.run_root, "model"), "other weights")
+    publish_evaluation(Path(config.run_root), again, rows([at < 40 for at in range(50)]))
+    found = pareto(config)
+    assert (found.manifest.key, len(asked)) == (before.manifest.key, 6)
+    assert found.manifest.metrics["rows"][0]["quality"] == 0.8
 
 
 def test_the_report_shows_the_newest_table_and_its_choice(tmp_path):

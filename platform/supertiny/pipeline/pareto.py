@@ -20,6 +20,7 @@ from supertiny.evaluate.judge import choose as choose_prompts
 from supertiny.evaluate.judge import read_predictions
 from supertiny.evaluate.report import EVALUATION, published_in, versions
 from supertiny.evaluate.schema import EvaluationMetrics
+from supertiny.fresh import set_aside_stale
 from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.tasks.base import load_task
 
@@ -41,6 +42,8 @@ def pareto(config: ParetoConfig) -> Artifact:
     models = {name: open_artifact(each.manifest.parents["model"].uri, config.run_root, "model") for name, each in evaluations.items()}
     check_same(models, evaluations)
     chosen, why = choose(config, evaluations)
+    parents = {**models, **{EVALUATION + name: each for name, each in evaluations.items()}}
+    set_aside_stale(config, parents)
 
     def build(folder: Path) -> dict[str, Any]:
         speeds = measure(config, models)
@@ -56,7 +59,7 @@ def pareto(config: ParetoConfig) -> Artifact:
             "dominated": {row.name: by for row in rows if (by := dominated_by(row, rows))},
         }
 
-    return make(config, "pareto", {**models, **{EVALUATION + name: each for name, each in evaluations.items()}}, build)
+    return make(config, "pareto", parents, build)
 
 
 def evaluated(config: ParetoConfig) -> list[str]:

@@ -12,10 +12,10 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import EvaluateConfig, GateConfig
-from supertiny.evaluate.fresh import CHOSEN, set_aside_stale
 from supertiny.evaluate.gate import compare, pair
 from supertiny.evaluate.judge import choose, read_predictions
 from supertiny.evaluate.schema import Round
+from supertiny.fresh import CHOSEN, set_aside_stale
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.tasks.base import load_task
 from supertiny.train.config import DistillConfig
