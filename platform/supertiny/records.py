@@ -158,6 +158,8 @@ class Parity(Record):
     positions: int
     tokenizer_sha256: str
     template_sha256: str
+    not_compared: str = ""
+    """Why its tokenizer and template were not compared with those of the model that it was made from; empty where they were."""
 
     @field_validator("kl_nats", mode="before")
     @classmethod

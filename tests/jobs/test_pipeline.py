@@ -55,10 +55,14 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     report = json.loads((root / "report.json").read_text())
     assert [stage["name"] for stage in report["stages"]] == ["teacher", "base", "distill", "rl", "prune", "heal", "awq", "w8a8"]
     rounds = {name: [each["model"] for each in recovery["rounds"]] for name, recovery in report["recoveries"].items()}
-    assert rounds == {"recovery": ["heal"], "recovery-aware": [report["gate"]["candidate"]]}
+    assert rounds == {"recovery": ["prune", "heal"], "recovery-aware": [report["gate"]["candidate"]]}
     assert report["gate"]["candidate"] in ("awq", "w8a8")
     assert report["gate"]["verdict"] == "pass"
     assert read_alias("student@production", str(root)).manifest.name == report["gate"]["candidate"]
+    table = open_artifact("pareto", str(root), "pareto").manifest.metrics
+    assert [row["name"] for row in table["rows"]] == ["rl", "heal", "awq", "w8a8"]
+    assert report["choice"]["why"] == table["why"]
+    assert table["model"] == report["gate"]["candidate"]
     proof = open_artifact("parity", str(root), "parity").manifest
     assert (proof.metrics["verdict"], proof.parents["model"].uri) == ("pass", report["gate"]["candidate"])
     sizes = {stage["name"]: stage for stage in report["stages"]}

@@ -196,7 +196,7 @@ def test_vllm_serves_the_model_that_hugging_face_loads(quantized: Artifact, run_
     from supertiny.compress.parity import prove
 
     config = ParityConfig(
-        run_root=str(run_root), name=f"parity-{quantized.path.name}", model=quantized.path.name, num_rows=5, engine=ENGINE
+        run_root=str(run_root), name=f"parity-{quantized.path.name}", model=quantized.path.name, num_rows=8, engine=ENGINE
     )
     metrics = prove(config.model_copy(update={"max_kl_nats": 0.01, "min_greedy_agreement": 0.9})).manifest.metrics
     assert (metrics["verdict"], metrics["problems"]) == ("pass", [])

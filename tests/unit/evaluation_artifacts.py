@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from supertiny.evaluate.gate import gate
 from supertiny.evaluate.judge import PREDICTIONS, Judged, write_predictions
 from supertiny.evaluate.measure import Answer, Measurement
 from supertiny.evaluate.suites import summarize
-from supertiny.records import Prompt, Usage
+from supertiny.fresh import set_aside_stale
+from supertiny.records import Parity, Prompt, Usage
 
 
 class FakeModelConfig(StageConfig):
@@ -41,6 +43,18 @@ def publish_model(run_root: Path, name: str, contents: str = "weights", paramete
         return {"parameters": parameters, "bytes": size}
 
     return make(FakeModelConfig(run_root=str(run_root), name=name, contents=contents), "model", {}, build)
+
+
+def make_again(model: Artifact, contents: str) -> Artifact:
+    """The model removed and made with the same settings but to other weights, as training can."""
+    shutil.rmtree(model.path)
+
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "model.safetensors").write_text(contents)
+        return model.manifest.metrics
+
+    name, settings = model.manifest.name, model.manifest.config
+    return make(FakeModelConfig(run_root=str(model.path.parent), name=name, contents=settings["contents"]), "model", {}, build)
 
 
 def row(index: int, right: bool, part: str = "in_scope", tokens: int = 20) -> Judged:
@@ -73,6 +87,7 @@ def publish_evaluation(
     """An evaluation artifact of a model, named `eval-<model>`."""
     times = {"each": 0.01, "p50": 0.05, "p95": 0.08, **(seconds or {})}
     config = EvaluateConfig(run_root=str(run_root), model=model.manifest.name, system=system, num_prompts=len(judged), latency_prompts=2)
+    set_aside_stale(config, {"model": model})
     measured = Measurement(
         answers=[Answer(prompt_id=one.prompt_id, text=one.text, usage=Usage()) for one in judged],
         answer_seconds=times["each"] * len(judged),
@@ -95,3 +110,12 @@ def publish_gate(run_root: Path, candidate: str, num_right: int, name: str = "ga
     publish_evaluation(run_root, model, rows([index < num_right for index in range(1000)]))
     gate(GateConfig(run_root=str(run_root), name=name, candidate=f"eval-{candidate}"))
     return model
+
+
+def publish_proof(run_root: Path, model: Artifact, problems: list[str], name: str = "parity", **found: Any) -> None:
+    """What a parity proof of a model came to."""
+    passed: dict[str, Any] = {"kl_nats": 2.5e-6, "greedy_agreement": 1, "positions": 640, "tokenizer_sha256": "0", "template_sha256": "0"}
+    proof = Parity(verdict="fail" if problems else "pass", problems=problems, **{**passed, **found})
+    config = StageConfig(name=name, run_root=str(run_root))
+    set_aside_stale(config, {"model": model})
+    make(config, "parity", {"model": model}, lambda _: proof.model_dump(mode="json"))

@@ -12,7 +12,7 @@ from supertiny.compress.config import QuantizeConfig
 from supertiny.config import load
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.evaluate.gate import gate
-from supertiny.pipeline.candidates import choose_candidate
+from supertiny.pipeline.candidates import Candidate, choose_candidate
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.recover import Stages
 from supertiny.train.config import DistillConfig
@@ -29,34 +29,38 @@ class Chain:
 
     def __init__(self, root: Path, right: dict[str, int], seconds: dict[str, float] | None = None, settings: tuple[str, ...] = ()) -> None:
         self.config = load(PipelineConfig, DEMO, [f'run_root="{root}"', *ASKED, *settings])
-        self.root, self.right, self.seconds = root, {"rl": 950, "teacher": 970, **right}, seconds or {}
+        self.root, self.right, self.seconds = root, {"rl": 950, "teacher": 970, "prune": 700, **right}, seconds or {}
         self.distilled: list[DistillConfig] = []
         self.quantized: list[QuantizeConfig] = []
-        for name in ("rl", "teacher", "heal"):
+        for name in ("rl", "teacher", "prune"):
             self.evaluate(self.config.evaluate.of(publish_model(root, name, contents=name).manifest.name))
+        self.evaluate(self.config.evaluate.of(self.make_model("heal", "prune", {"tokens": 50}).manifest.name))
 
     def distill(self, config: DistillConfig) -> Artifact:
         self.distilled.append(config)
-        return self._model(config.name, config.student, {"tokens": 100})
+        return self.make_model(config.name, config.student, {"tokens": 100})
 
     def quantize(self, config: QuantizeConfig) -> Artifact:
         self.quantized.append(config)
-        return self._model(config.name, config.student, {})
+        return self.make_model(config.name, config.student, {})
 
     def evaluate(self, config: EvaluateConfig) -> Artifact:
         judged = rows([at < self.right[config.model] for at in range(NUM_PROMPTS)])
         seconds = {"each": self.seconds.get(config.model, 0.01)}
         return publish_evaluation(self.root, open_artifact(config.model, str(self.root), "model"), judged, seconds=seconds)
 
+    def choose(self) -> Candidate:
+        return choose_candidate(self.config, Stages(self.distill, self.evaluate, self.quantize))
+
     def candidate(self) -> str:
         """The name of the chosen evaluation."""
-        return choose_candidate(self.config, Stages(self.distill, self.evaluate, self.quantize)).manifest.name
+        return self.choose().evaluation.manifest.name
 
     def metrics(self, name: str) -> dict[str, Any]:
         """Of a recovery."""
         return open_artifact(name, str(self.root), "recovery").manifest.metrics
 
-    def _model(self, name: str, student: str, more: dict[str, int]) -> Artifact:
+    def make_model(self, name: str, student: str, more: dict[str, int]) -> Artifact:
         parent = open_artifact(student, str(self.root), "model")
         config = FakeModelConfig(run_root=str(self.root), name=name, contents=name)
         return make(config, "model", {"student": parent}, lambda _: {"parameters": 1, "bytes": 2, **more})
@@ -82,7 +86,28 @@ def test_without_rounds_healing_is_measured_alone(tmp_path: Path) -> None:
     chain.candidate()
     assert chain.distilled == []
     found = chain.metrics("recovery")
-    assert (found["ended"], found["model"], len(found["rounds"])) == ("rounds", "heal", 1)
+    assert (found["ended"], found["model"], len(found["rounds"])) == ("rounds", "heal", 2)
+
+
+def test_the_healing_before_further_rounds_counts_and_the_cut_is_where_it_began(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**ENOUGH, "heal": 900, "heal-1": 948})
+    chain.candidate()
+    rounds = chain.metrics("recovery")["rounds"]
+    assert [(each["model"], each["tokens"], each["exact_match"]) for each in rounds] == [
+        ("prune", 0, 0.7),
+        ("heal", 50, 0.9),
+        ("heal-1", 150, 0.948),
+    ]
+
+
+def test_it_is_said_why_a_candidate_goes_to_the_gate_and_what_it_was_compared_with(tmp_path: Path) -> None:
+    settings = ('candidates=["heal", "awq", "w8a8"]',)
+    chosen = Chain(tmp_path / "enough", {"heal": 948, "awq": 900, "w8a8": 947}, {"w8a8": 0.004}, settings).choose()
+    assert chosen.why == "2 of 3 candidates would pass the gate, and of these it is as accurate as heal, and cheaper per right answer"
+    assert chosen.compared == ("heal", "awq", "w8a8")
+    trained = Chain(tmp_path / "trained", {**TOO_MUCH, "w8a8-1": 960}).choose()
+    assert trained.why == "no candidate would pass the gate, and of all it is the most accurate, here after training through its rounding"
+    assert trained.compared == ("heal", "awq", "w8a8", "w8a8-1")
 
 
 def test_the_healed_student_itself_may_be_the_best(tmp_path: Path) -> None:
@@ -177,8 +202,8 @@ def test_a_healed_student_that_was_made_anew_is_measured_anew(tmp_path: Path) ->
     chain.candidate()
     for name in ("heal", "eval-heal"):
         shutil.rmtree(tmp_path / name)
-    publish_model(tmp_path, "heal", contents="heal", parameters=3_400_001)  # the same settings, other weights
+    chain.make_model("heal", "prune", {"tokens": 51})  # the same settings, other weights
     chain.right["heal"] = 949
     chain.evaluate(chain.config.evaluate.of("heal"))
     chain.candidate()
-    assert [each["exact_match"] for each in chain.metrics("recovery")["rounds"]] == [0.949]
+    assert [each["exact_match"] for each in chain.metrics("recovery")["rounds"]] == [0.7, 0.949]

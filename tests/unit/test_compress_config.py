@@ -123,3 +123,9 @@ def test_a_cut_is_to_eight_tenths_where_no_target_is_set():
 def test_a_resolved_pruning_config_is_itself_a_config(values: dict):
     config = PruneConfig(**values)
     assert validate(PruneConfig, config.model_dump(mode="json"), "test") == config
+
+
+@pytest.mark.parametrize("setting", ["max_kl_nats=0.0175", "min_greedy_agreement=0.9", "num_rows=1", "top_k=1"])
+def test_a_proof_that_would_pass_another_model_is_refused(setting: str):
+    with pytest.raises(ConfigError, match=setting.split("=")[0]):
+        load(ParityConfig, DEMO / "parity.toml", [setting])

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compress_run import save_byte_tokenizer, tiny_student
+from compress_run import make_run, save_byte_tokenizer, tiny_student
 from test_shapes import QWEN_HALF_BILLION, TINY
 from tokenizers import Tokenizer, models
 
-from supertiny.compress.config import PruneConfig
+from supertiny.compress.config import LatencyConfig, PruneConfig
 from supertiny.compress.dry_run import describe
-from supertiny.compress.latency import LatencyModel, MeasuredShape, fit, shapes_to_measure
-from supertiny.compress.measure_latency import cuts_to_measure, write_random
+from supertiny.compress.latency import LatencyModel, MeasuredShape, fit, read_latency, shapes_to_measure
+from supertiny.compress.measure_latency import cuts_to_measure, measure_latency, write_random
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import limits_of, solve, target_of
+from supertiny.compress.speed import Speed
 from supertiny.errors import ConfigError
 
 HALF_BILLION = read_shape(QWEN_HALF_BILLION)
@@ -141,6 +143,16 @@ def test_rows_that_cost_nothing_are_all_kept():
     config = PruneConfig(axis="vocab+depth", target_seconds_per_token=0.9 * free.seconds_per_token(HALF_BILLION))
     smaller = solve(HALF_BILLION, config.axis, target_of(config, HALF_BILLION, free), limits_of(config))
     assert smaller.vocab_size == HALF_BILLION.vocab_size - 128
+
+
+def test_a_student_made_again_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    speed = Speed(seconds_per_token=0.01, tokens_per_second={})
+    monkeypatch.setattr("supertiny.compress.measure_latency.measure_speed", lambda *_: speed)  # the engine is a seam here
+    for num_layers in (4, 2):  # of one key, as where rollouts that were made again leave a cut more tokens
+        shutil.rmtree(tmp_path / "sft", ignore_errors=True)
+        make_run(tmp_path, "sft", tiny_student(num_layers))
+        found = read_latency(measure_latency(LatencyConfig(run_root=str(tmp_path), rounds=1)))
+        found.check_student(read_shape(json.loads((tmp_path / "sft" / "config.json").read_text())))
 
 
 def test_the_dry_run_says_that_latencies_are_missing(tmp_path: Path):

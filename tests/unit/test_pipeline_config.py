@@ -203,6 +203,15 @@ def test_a_cut_and_its_groups_are_split_over_the_workers_of_the_evaluating_engin
     assert workers("prune.tensor_parallel_size=1") == [1, 2, 2, 1]
 
 
+def test_the_pareto_table_is_measured_where_students_are_evaluated_and_has_what_the_chain_compares() -> None:
+    evaluate = ["evaluate.engine.max_num_seqs=24", "evaluate.labels={group='small'}", "evaluate.max_tokens=77"]
+    table = load(PipelineConfig, SNIPS, [*evaluate, "pareto.rounds=1"]).pareto
+    assert (table.engine.max_num_seqs, table.place.labels, table.max_tokens, table.rounds) == (24, {"group": "small"}, 77, 1)
+    for setting in ('pareto.models=["rl"]', "pareto.chosen=rl", "pareto.why=mine"):
+        with pytest.raises(ConfigError, match=r"pareto\.\w+ is (\[\]|None) in this chain and cannot be"):
+            load(PipelineConfig, SNIPS, [setting])
+
+
 def test_only_a_chain_that_quantizes_trains_through_a_rounding() -> None:
     sizes = [len(load(PipelineConfig, DEMO, [f"candidates={names}"]).healings) for names in ('["awq"]', '["heal"]')]
     assert sizes == [3, 2]

@@ -1,22 +1,17 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from evaluation_artifacts import publish_gate, publish_model
+from evaluation_artifacts import make_again, publish_gate, publish_model, publish_proof
 
-from supertiny.artifacts import Artifact, alias_path, make, read_alias
-from supertiny.config import StageConfig, validate
+from supertiny.artifacts import Artifact, alias_path, read_alias
+from supertiny.config import validate
 from supertiny.errors import ConfigError, CorruptArtifact, GateNotPassed, MissingInput
 from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.promote import promote
 
 ALIAS = "student@production"
-
-
-def publish_proof(run_root: Path, model: Artifact, problems: list[str]) -> None:
-    verdict = "fail" if problems else "pass"
-    config = StageConfig(name="parity", run_root=str(run_root))
-    make(config, "parity", {"model": model}, lambda _: {"verdict": verdict, "problems": problems})
 
 
 def publish_candidate(run_root: Path, name: str, num_right: int, gate: str = "gate") -> Artifact:
@@ -56,6 +51,18 @@ def test_what_was_promoted_stays_whole_when_a_later_run_makes_the_model_anew(tmp
     assert first.manifest.key != remade.manifest.key
 
 
+def test_a_model_made_again_with_the_same_settings_has_a_release_of_its_own(tmp_path: Path) -> None:
+    model = publish_candidate(tmp_path, "awq", 965)
+    first = promote(PromoteConfig(run_root=str(tmp_path)))
+    again = make_again(model, "other weights")
+    publish_candidate(tmp_path, "awq", 966)
+    second = promote(PromoteConfig(run_root=str(tmp_path)))
+    assert (second.manifest, again.manifest.key) == (again.manifest, model.manifest.key)
+    assert (read_alias(ALIAS, str(tmp_path)).path / "model.safetensors").read_text() == "other weights"
+    assert promote(PromoteConfig(run_root=str(tmp_path), release=first.path.name)).manifest == model.manifest
+    assert history(tmp_path) == [first.path.name, second.path.name, first.path.name]
+
+
 def test_a_model_made_again_since_its_gate_is_refused(tmp_path: Path) -> None:
     publish_candidate(tmp_path, "awq", 965)
     publish_model(tmp_path, "awq", contents="other weights")
@@ -91,6 +98,12 @@ def test_a_proof_of_another_model_blocks_the_promotion(tmp_path: Path) -> None:
         promote(PromoteConfig(run_root=str(tmp_path)))
 
 
+def test_a_proof_that_compared_no_tokenizer_lets_it_through_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish_proof(tmp_path, publish_gate(tmp_path, "awq", 965), [], not_compared="its vocabulary was cut")
+    promote(PromoteConfig(run_root=str(tmp_path)))
+    assert "tokenizer and template were not compared with those of a model before it: its vocabulary was cut" in caplog.text
+
+
 def test_a_missing_proof_blocks_the_promotion(tmp_path: Path) -> None:
     publish_gate(tmp_path, "awq", 965)
     with pytest.raises(MissingInput):
@@ -116,6 +129,17 @@ def test_a_release_that_was_never_promoted_is_no_way_around_the_gate(tmp_path: P
         GateNotPassed, match=rf"w8a8: student@production never named such a release; those that it did: .*{release.path.name}"
     ):
         promote(PromoteConfig(run_root=str(tmp_path), release="w8a8"))
+
+
+def test_the_alias_stays_where_it_is_when_the_earlier_release_is_gone(tmp_path: Path) -> None:
+    publish_candidate(tmp_path, "awq", 965)
+    first = promote(PromoteConfig(run_root=str(tmp_path)))
+    publish_candidate(tmp_path, "w8a8", 966)
+    second = promote(PromoteConfig(run_root=str(tmp_path)))
+    shutil.rmtree(first.path)
+    with pytest.raises(MissingInput, match=first.path.name):
+        promote(PromoteConfig(run_root=str(tmp_path), release=first.path.name))
+    assert read_alias(ALIAS, str(tmp_path)) == second
 
 
 def test_without_a_gate_there_is_no_promotion(tmp_path: Path) -> None:

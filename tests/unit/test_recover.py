@@ -109,6 +109,27 @@ def test_rounds_are_trained_through_the_rounding_that_they_are_measured_in():
         RecoverConfig.model_validate({**aware, "quantize": {"format": "w8a8"}})
 
 
+def test_a_student_that_was_healed_before_says_what_that_took_and_what_it_gave(tmp_path: Path):
+    def healed_before() -> Artifact:
+        config = FakeModelConfig(run_root=str(tmp_path), name="heal", contents="heal")
+        return make(config, "model", {}, lambda _: {"parameters": 1, "bytes": 2, "tokens": 40})
+
+    healed_before()
+    settings = {"cut": "prune", "heal": {"student": "heal"}, "max_rounds": 1, "max_tokens": 10}
+    found, healer = healed(tmp_path, [900, 930], **settings)
+    assert [(each["model"], each["tokens"]) for each in found["rounds"]] == [("prune", 0), ("heal", 40)]
+    assert (found["ended"], healer.stages) == ("tokens", [])
+    found, healer = healed(tmp_path, [900, 930], **{**settings, "max_tokens": 1000})
+    assert [(each["model"], each["tokens"]) for each in found["rounds"]] == [("prune", 0), ("heal", 40), ("heal-1", 140)]
+    assert found["ended"] == "rounds"
+
+
+def test_a_cut_beside_a_student_that_was_not_healed_is_refused(tmp_path: Path):
+    publish_model(tmp_path, "heal", contents="heal")
+    with pytest.raises(ConfigError, match="was not made by training, so no healing came before; leave `cut` out"):
+        healed(tmp_path, [900], cut="prune", heal={"student": "heal"})
+
+
 def test_without_rounds_it_measures_alone(tmp_path: Path):
     found, healer = healed(tmp_path, [700], max_rounds=0)
     assert (found["ended"], found["model"], healer.stages) == ("rounds", "prune", [])

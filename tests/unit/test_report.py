@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from evaluation_artifacts import publish_evaluation, publish_model, rows
+from evaluation_artifacts import publish_evaluation, publish_model, publish_proof, rows
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -199,36 +199,35 @@ def test_the_verdict_is_said_in_words(tmp_path: Path, num_right: int, verdict: s
     assert f"{verdict.capitalize()}: " in phrases.explanation(report.gate)
 
 
-def publish_proof(run_root: Path, name: str, model: str, problems: list[str], kl_nats: float = 2.5e-6) -> None:
-    found = Parity(
-        verdict="fail" if problems else "pass",
-        problems=problems,
-        kl_nats=kl_nats,
-        greedy_agreement=1.0,
-        positions=640,
-        tokenizer_sha256="0",
-        template_sha256="0",
-    )
-    proven = open_artifact(model, str(run_root), "model")
-    make(StageConfig(name=name, run_root=str(run_root)), "parity", {"model": proven}, lambda _: found.model_dump(mode="json"))
-
-
 def test_the_page_says_whether_what_is_served_is_what_was_evaluated(tmp_path: Path) -> None:
     publish_run(tmp_path)
-    publish_proof(tmp_path, "parity-rl", "rl", [])
+    publish_proof(tmp_path, open_artifact("rl", str(tmp_path), "model"), [], "parity-rl")
     report = write_report(str(tmp_path))
     assert report.parity is None  # that was another model's
     assert "has not been proven" in render_page(report)
-    publish_proof(tmp_path, "parity", "awq", [])
+    awq = open_artifact("awq", str(tmp_path), "model")
+    publish_proof(tmp_path, awq, [])
     said = "What vLLM serves is what was evaluated: KL 2.5e-06 nats a token and the same likeliest token at 100.0 % of 640 positions"
     assert said in render_page(write_report(str(tmp_path)))
-    publish_proof(tmp_path, "parity-again", "awq", ["rollout 7/0: vLLM and Hugging Face make different tokens of it"])
+    publish_proof(tmp_path, awq, ["rollout 7/0: vLLM and Hugging Face make different tokens of it"], "parity-again")
     assert "is not what was evaluated: rollout 7/0" in render_page(write_report(str(tmp_path)))
+
+
+def test_a_proof_says_that_tokenizer_and_template_were_not_compared() -> None:
+    numbers = {"kl_nats": 0, "greedy_agreement": 1, "positions": 9, "tokenizer_sha256": "0", "template_sha256": "0"}
+    found = Parity(verdict="pass", problems=[], **numbers)
+    assert "compared" not in phrases.proof(found, "awq")
+    said = phrases.proof(found.model_copy(update={"not_compared": "heal is gone"}), "awq")
+    assert said.endswith(
+        " positions, between vLLM and Hugging Face. Its tokenizer and template were not compared with those of a model "
+        "before it: heal is gone."
+    )
 
 
 def test_a_proof_without_a_number_is_reported(tmp_path: Path) -> None:
     publish_run(tmp_path)
-    publish_proof(tmp_path, "parity", "awq", ["KL nan nats a token is over max_kl_nats 0.005"], kl_nats=float("nan"))
+    awq = open_artifact("awq", str(tmp_path), "model")
+    publish_proof(tmp_path, awq, ["KL nan nats a token is over max_kl_nats 0.005"], kl_nats=float("nan"))
     assert "is not what was evaluated: KL nan nats a token is over" in render_page(write_report(str(tmp_path)))
     again = Report.model_validate_json((tmp_path / "report.json").read_text())
     assert again.parity is not None
@@ -332,7 +331,7 @@ def test_the_page_shows_what_every_round_of_healing_gave_and_why_it_ended(tmp_pa
     assert '<tr class="candidate"><th scope="row">heal-1</th><td>1,500,000</td><td>94.5 %</td>' in page
     seen = Page(page)
     (label,) = [label for label in seen.labels if label.startswith("recovery")]
-    assert label.startswith("recovery, 1 rounds. heal −5.0 points (−6.0 to −4.0) after 0 tokens; heal-1 −0.5 points")  # noqa: RUF001
+    assert label.startswith("recovery: heal −5.0 points (−6.0 to −4.0) after 0 tokens; heal-1 −0.5 points")  # noqa: RUF001
     assert seen.tags["svg"] == 6  # one round is no plot
     assert [name for name, times in Counter(seen.ids).items() if times > 1] == []
 

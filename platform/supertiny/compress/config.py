@@ -189,14 +189,15 @@ class ParityConfig(PlacedConfig):
     """Model artifact to prove."""
     rollouts: str = "rollouts"
     """Rollouts artifact, in the model's tokens; its completions are what both score."""
-    num_rows: int = Field(32, ge=1, le=4096)
+    num_rows: int = Field(32, ge=8, le=4096)
     """Rollouts scored, one of each of so many prompts."""
-    top_k: int = Field(20, ge=1, le=1000)
+    top_k: int = Field(20, ge=10, le=1000)
     """Likeliest tokens at every position that are compared one by one; the rest as one."""
-    max_kl_nats: float = Field(0.005, gt=0)
-    """Largest mean divergence, nats a token; the demo's students, in three formats, come to 0.00001 and less."""
-    min_greedy_agreement: float = Field(0.98, gt=0, le=1)
-    """Smallest share of positions where both find the same token likeliest."""
+    max_kl_nats: float = Field(0.005, gt=0, le=0.015)
+    """Largest mean divergence, nats a token; the demo's students, in three formats, come to 0.00001 and less. One of them in 4 bits is
+    0.0175 from itself in bfloat16, and a proof that cannot tell these apart is none."""
+    min_greedy_agreement: float = Field(0.98, ge=0.95, le=1)
+    """Smallest share of positions where both find the same token likeliest; there is room for ties that bfloat16 breaks either way."""
     engine: EngineConfig = EngineConfig(max_num_seqs=16)
     """The engine that serves."""
     place: PlaceConfig = PlaceConfig()

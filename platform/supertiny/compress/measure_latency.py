@@ -19,6 +19,7 @@ from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.speed import measure_speed
 from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.errors import ConfigError, MissingInput
+from supertiny.fresh import set_aside_stale
 from supertiny.llm.folders import read_model_config
 from supertiny.records import Prompt
 
@@ -32,6 +33,7 @@ def measure_latency(config: LatencyConfig) -> Artifact:
         ConfigError: an architecture that is not cut, or a student too small for it.
     """
     student = open_artifact(config.student, config.run_root, "model")
+    set_aside_stale(config, {"student": student})
     values = read_model_config(student.path)
     shape = read_shape(values)
     cuts = cuts_to_measure(student.path, shape)

@@ -1,4 +1,4 @@
-"""Which of several models to serve: rows of quality, bytes and speed, those that another row beats, and the choice. Pure."""
+"""The Pareto table: several models' quality, cost, bytes and speed, those that another one beats, and the choice. Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from supertiny.errors import ConfigError
 from supertiny.records import Record
 
 COLUMNS = (
-    *("model", "format", "exact match", "parameters", "MB", "p50 ms a token, batch 1", "tokens/s at 8", "tokens/s at 32"),
-    *("", "KL to its original, nats"),
+    *("model", "format", "exact match", "USD a million right", "parameters", "MB", "p50 ms a token, batch 1"),
+    *("tokens/s at 8", "tokens/s at 32", "KL to its original, nats", "dominated by", ""),
 )
 CHOSEN = "chosen"
 """The mark of the row to serve."""
@@ -30,6 +29,8 @@ class Row(Record):
     quality_low: float
     quality_high: float
     """Its interval."""
+    usd_per_thousand_correct: float | None = None
+    """As its evaluation has it; None where nothing was right."""
     seconds_per_token: float = Field(gt=0)
     """Median at batch 1."""
     tokens_per_second: dict[int, float]
@@ -50,51 +51,39 @@ def dominated_by(row: Row, rows: Sequence[Row]) -> str | None:
     return None
 
 
-def choose(rows: Sequence[Row], margin: float) -> Row:
-    """The fastest at batch 1 of the rows whose exact match is at most `margin` below the best; of equals the smallest.
+def explain(rows: Sequence[Row], chosen: str, why: str) -> str:
+    """The choice in one sentence.
 
-    Raises:
-        ConfigError: there are no rows.
+    Args:
+        chosen: name of the chosen row.
+        why: it was chosen, in a few words.
     """
-    if not rows:
-        raise ConfigError("there is no model to choose from")
-    best = max(row.quality for row in rows)
-    near = [row for row in rows if row.quality >= best - margin]
-    return min(near, key=lambda row: (row.seconds_per_token, row.bytes))
+    row, largest = next(each for each in rows if each.name == chosen), max(rows, key=lambda each: each.bytes)
+    size = "it is the largest here" if row.bytes == largest.bytes else f"{row.bytes / largest.bytes:.2f} of the bytes of `{largest.name}`"
+    speed = f"{1000 * row.seconds_per_token:.2f} ms a token at batch 1"
+    return f"`{row.name}` ({row.format}, {100 * row.quality:.1f} %) is chosen: {why}; {speed}, {size}."
 
 
-def explain(rows: Sequence[Row], margin: float) -> str:
-    """The choice in one sentence."""
-    chosen, best = choose(rows, margin), max(rows, key=lambda row: row.quality)
-    near = sum(row.quality >= best.quality - margin for row in rows)
-    largest = max(rows, key=lambda row: row.bytes)
-    return (
-        f"`{chosen.name}` ({chosen.format}) is chosen: of the {near} of {len(rows)} models within {100 * margin:g} points of the best "
-        f"(`{best.name}`, {100 * best.quality:.1f} %), it takes the least time a token at batch 1 "
-        f"({1000 * chosen.seconds_per_token:.2f} ms), in {chosen.bytes / largest.bytes:.2f} of the bytes of `{largest.name}`."
-    )
-
-
-def render(rows: Sequence[Row], margin: float) -> str:
-    """The table in Markdown, the choice below it."""
+def render(rows: Sequence[Row], chosen: str, notes: Sequence[str]) -> str:
+    """The table in Markdown, a paragraph a note below it."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join("**chosen**" if cell == CHOSEN else cell for cell in line) + " |" for line in cells(rows, margin)]
-    return "\n".join([*lines, "", explain(rows, margin), ""])
+    lines += ["| " + " | ".join("**chosen**" if cell == CHOSEN else cell for cell in line) + " |" for line in cells(rows, chosen)]
+    return "\n".join([*lines, *(line for note in notes for line in ("", note)), ""])
 
 
-def cells(rows: Sequence[Row], margin: float) -> list[list[str]]:
+def cells(rows: Sequence[Row], chosen: str) -> list[list[str]]:
     """The table's text, a list a row, in the order of `COLUMNS`."""
-    return [_cells(row, rows, choose(rows, margin)) for row in rows]
+    return [_cells(row, rows, chosen) for row in rows]
 
 
-def _cells(row: Row, rows: Sequence[Row], chosen: Row) -> list[str]:
-    beaten = dominated_by(row, rows)
-    mark = CHOSEN if row == chosen else f"dominated by {beaten}" if beaten else ""
+def _cells(row: Row, rows: Sequence[Row], chosen: str) -> list[str]:
     interval = f"{100 * row.quality:.1f} % ({100 * row.quality_low:.1f} to {100 * row.quality_high:.1f})"
-    rates = [f"{row.tokens_per_second[batch]:,.0f}" for batch in (8, 32)]
+    cost = "" if row.usd_per_thousand_correct is None else f"{1000 * row.usd_per_thousand_correct:.3g}"
     size = [f"{row.parameters / 1e6:,.2f} M", f"{row.bytes / 1e6:,.2f}"]
+    rates = [f"{row.tokens_per_second[batch]:,.0f}" for batch in (8, 32)]
     kl = "" if row.kl_nats is None else f"{row.kl_nats:.4f}"
-    return [row.name, row.format, interval, *size, f"{1000 * row.seconds_per_token:.2f}", *rates, mark, kl]
+    marks = [dominated_by(row, rows) or "", CHOSEN if row.name == chosen else ""]
+    return [row.name, row.format, interval, cost, *size, f"{1000 * row.seconds_per_token:.2f}", *rates, kl, *marks]
 
 
 def _merits(row: Row) -> list[float]:

@@ -16,6 +16,7 @@ from supertiny.artifacts import Artifact, find_parent, make, open_artifact
 from supertiny.compress.calibration import first_rollouts
 from supertiny.compress.config import ParityConfig
 from supertiny.errors import ConfigError, GateNotPassed
+from supertiny.fresh import set_aside_stale
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
@@ -45,6 +46,7 @@ def prove(config: ParityConfig) -> Artifact:
     """
     model = open_artifact(config.model, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
+    set_aside_stale(config, {"model": model, "rollouts": rollouts})
 
     def build(folder: Path) -> dict[str, Any]:
         drawn = first_rollouts(iter_rollouts(rollouts.path, top_k=False), config.num_rows)
@@ -66,7 +68,8 @@ def compare(model: Artifact, rows: Sequence[Rollout], config: ParityConfig) -> P
     """One model folder under vLLM and under Hugging Face, on the completions of some rollouts."""
     served = score_all(model.path, rows, config.top_k, config.engine)
     gap, unlike = gap_of(model.path, rows, served)
-    problems = [*file_problems(model), *unlike_its_origin(model, config.run_root), *unlike]
+    unlike_origin, not_compared = unlike_its_origin(model, config.run_root)
+    problems = [*file_problems(model), *unlike_origin, *unlike]
     if not gap.kl_nats <= config.max_kl_nats:
         problems.append(f"KL {gap.kl_nats:.4g} nats a token is over max_kl_nats {config.max_kl_nats}")
     if not gap.greedy_agreement >= config.min_greedy_agreement:
@@ -76,6 +79,7 @@ def compare(model: Artifact, rows: Sequence[Rollout], config: ParityConfig) -> P
         problems=problems,
         tokenizer_sha256=_sha256(model.path, TOKENIZER_FILES),
         template_sha256=_sha256(model.path, TEMPLATE_FILES),
+        not_compared=not_compared,
         **gap._asdict(),
     )
 
@@ -89,20 +93,19 @@ def file_problems(model: Artifact) -> list[str]:
     return problems + ([] if weights else ["there are no *.safetensors"])
 
 
-def unlike_its_origin(model: Artifact, run_root: str) -> list[str]:
-    """Tokenizer or template that are not, byte for byte, those of the model that it was made from; a cut vocabulary has others."""
+def unlike_its_origin(model: Artifact, run_root: str) -> tuple[list[str], str]:
+    """Tokenizer or template that are not, byte for byte, those of the model that it was made from; or why they were not compared."""
     origin = model.manifest.parents.get("student")
-    if origin is None or "removed_tokens" in model.manifest.metrics:
-        return []
+    if origin is None:
+        return [], "it was made from no other model of a run"
+    if "removed_tokens" in model.manifest.metrics:
+        return [], "its vocabulary was cut"
     folder = find_parent(origin, run_root)
     if folder is None:
-        log.warning(
-            "%s: what it was made from, %s, is gone or another one; tokenizer and template are not compared", model.path, origin.uri
-        )
-        return []
+        return [], f"{origin.uri}, which it was made from, is gone or another one now"
     parts = {"tokenizer": TOKENIZER_FILES, "template": TEMPLATE_FILES}
     unlike = [name for name, files in parts.items() if _sha256(model.path, files) != _sha256(folder, files)]
-    return [f"its {name} is not that of {origin.uri}, which it was made from" for name in unlike]
+    return [f"its {name} is not that of {origin.uri}, which it was made from" for name in unlike], ""
 
 
 def within(max_model_len: int, rows: Sequence[Rollout], tokenizer: Any) -> list[Rollout]:

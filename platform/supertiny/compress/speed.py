@@ -14,6 +14,9 @@ from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt, Record, Tool
 
+WARM_UP_TOKENS = 8
+"""Length of the answers before anything is timed, as many together as at most later."""
+
 
 class Speed(Record):
     """Times of whole answers, their prompts' prefill included."""
@@ -44,12 +47,20 @@ def measure_speed(
         llm.close()
 
 
+def median_speed(runs: Sequence[Speed]) -> Speed:
+    """Of one model measured several times, number by number."""
+    return Speed(
+        seconds_per_token=statistics.median(run.seconds_per_token for run in runs),
+        tokens_per_second={batch: statistics.median(run.tokens_per_second[batch] for run in runs) for batch in runs[0].tokens_per_second},
+    )
+
+
 async def _measure(llm: VllmLlm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
-    async def ask(prompt: Prompt) -> int:
-        (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=max_tokens))
+    async def ask(prompt: Prompt, most: int = max_tokens) -> int:
+        (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=most))
         return completion.usage.completion_tokens
 
-    await ask(prompts[0])
+    await asyncio.gather(*(ask(prompts[at % len(prompts)], WARM_UP_TOKENS) for at in range(max(batches))))
     alone = [await _timed(ask, [prompt], 1) for prompt in prompts]
     if not sum(tokens for tokens, _ in alone):
         raise NoProgress("the model ended every answer before its first token; a speed needs some")

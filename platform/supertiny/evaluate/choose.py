@@ -1,9 +1,10 @@
-"""Which of several evaluated models goes on."""
+"""Which of several evaluated models is the best: one rule, for what goes before the gate and for the Pareto table."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from supertiny.artifacts import Artifact
 from supertiny.errors import ConfigError
@@ -14,9 +15,17 @@ from supertiny.evaluate.schema import EvaluationMetrics
 log = logging.getLogger(__name__)
 
 
-def best(evaluations: Sequence[Artifact]) -> Artifact:
-    """The evaluation of the most accurate model or, of those that are as accurate, of the cheapest: where the interval of the difference
-    from the most accurate holds 0. The earlier one where two are equal.
+class Chosen(NamedTuple):
+    """The best of several."""
+
+    evaluation: Artifact
+    why: str
+    """In a few words, such as `the most accurate`."""
+
+
+def best(evaluations: Sequence[Artifact]) -> Chosen:
+    """The most accurate model or, of those that are as accurate, the cheapest per right answer; as accurate are those where the interval of
+    the difference from the most accurate holds 0. The earlier one where two are equal.
 
     Raises:
         ConfigError: two evaluations asked different prompts.
@@ -24,10 +33,10 @@ def best(evaluations: Sequence[Artifact]) -> Artifact:
     leader = max(evaluations, key=lambda each: EvaluationMetrics.model_validate(each.manifest.metrics).exact_match.value)
     as_good = [each for each in evaluations if each is leader or _lead(leader, each).low <= 0]
     chosen = min(as_good, key=_usd_per_thousand_correct)
-    others = [each.manifest.name for each in as_good if each is not chosen]
-    why = f"as accurate as {', '.join(others)}, and cheaper" if others else "the most accurate"
-    log.info("%s goes on, of %d: %s", chosen.manifest.name, len(evaluations), why)
-    return chosen
+    others = [each.manifest.name.removeprefix("eval-") for each in as_good if each is not chosen]
+    why = f"as accurate as {' and '.join(others)}, and cheaper per right answer" if others else "the most accurate"
+    log.info("%s is the best of %d: %s", chosen.manifest.name, len(evaluations), why)
+    return Chosen(chosen, why)
 
 
 def _lead(leader: Artifact, other: Artifact) -> Difference:

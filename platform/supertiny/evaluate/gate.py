@@ -14,9 +14,9 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.errors import ConfigError
 from supertiny.evaluate.compare import Pairs, count_pairs, non_inferior, paired_difference, wilson
 from supertiny.evaluate.config import GateConfig
-from supertiny.evaluate.fresh import set_aside_stale
 from supertiny.evaluate.judge import Judged, read_predictions
 from supertiny.evaluate.schema import GateMetrics, Side
+from supertiny.fresh import set_aside_stale
 
 DISAGREEMENTS = "disagreements.parquet"
 log = logging.getLogger(__name__)

@@ -164,7 +164,7 @@ def _choice(choice: Choice) -> str:
     table = _table(choice.columns, (("candidate" if "chosen" in cells else "", list(map(escape, cells))) for cells in choice.rows))
     return (
         '<section aria-labelledby="choice"><h2 id="choice">Formats and shapes against each other</h2>'
-        f'<p class="muted">{escape(choice.why)}</p>{table}</section>'
+        f'<p class="muted">{escape(choice.why)} {escape(choice.measured)}</p>{table}</section>'
     )
 
 
@@ -183,7 +183,7 @@ def _recovery(name: str, recovery: Recovery) -> str:
     if len(recovery.rounds) == 1:
         return said
     told = "; ".join(f"{each.model} {phrases.gap(each.difference)} after {each.tokens:,} tokens" for each in recovery.rounds)
-    label = escape(f"{name}, {len(recovery.rounds) - 1} rounds. {told}", quote=True)
+    label = escape(f"{name}: {told}", quote=True)
     return f'{said}<div class="plots"><figure><div role="img" aria-label="{label}">{plots.healing(name, recovery)}</div></figure></div>'
 
 

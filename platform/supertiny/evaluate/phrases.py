@@ -129,5 +129,10 @@ def proof(parity: Parity | None, candidate: str) -> str:
         f"{parity.positions:,} positions, between vLLM and Hugging Face"
     )
     if parity.verdict == "pass":
-        return f"What vLLM serves is what was evaluated: {found}."
+        return f"What vLLM serves is what was evaluated: {found}." + (f" {not_compared(parity)}." if parity.not_compared else "")
     return f"What vLLM serves is not what was evaluated: {'; '.join(parity.problems)} ({found})."
+
+
+def not_compared(parity: Parity) -> str:
+    """What a proof did not look at, and why."""
+    return f"Its tokenizer and template were not compared with those of a model before it: {parity.not_compared}"

@@ -15,8 +15,9 @@ from pathlib import Path
 from supertiny.artifacts import Artifact, Parent, alias_path, open_artifact, write_atomically
 from supertiny.errors import GateNotPassed
 from supertiny.evaluate.config import PromoteConfig
+from supertiny.evaluate.phrases import not_compared
 from supertiny.evaluate.schema import GateMetrics
-from supertiny.records import Record
+from supertiny.records import Parity, Record
 
 RELEASES = "releases"
 """Folder of the run that holds the releases."""
@@ -45,8 +46,9 @@ def promote(config: PromoteConfig) -> Artifact:
     """
     if config.release is not None:
         earlier = _earlier_move(config)
+        release = open_artifact(earlier.model.uri, config.run_root, "model")
         move_alias(config.alias, config.run_root, earlier.model, earlier.gate)
-        return open_artifact(earlier.model.uri, config.run_root, "model")
+        return release
     gate = open_artifact(config.gate, config.run_root, "gate")
     metrics = GateMetrics.model_validate(gate.manifest.metrics)
     if metrics.verdict != "pass":
@@ -68,21 +70,24 @@ def promote(config: PromoteConfig) -> Artifact:
 
 
 def check_parity(proof: Artifact, model: Artifact) -> None:
-    """Check that a proof passed and is this model's.
+    """Check that a proof passed and is this model's. That tokenizer and template were compared with no other model's is said, not refused.
 
     Raises:
         GateNotPassed: it failed, or is of another model.
     """
     if proof.manifest.parents["model"].sha256 != model.as_parent().sha256:
         raise GateNotPassed(f"{proof.path} proves another model than {model.path}; run jobs/parity.py for it")
-    if proof.manifest.metrics["verdict"] != "pass":
-        problems = "; ".join(proof.manifest.metrics["problems"])
+    found = Parity.model_validate(proof.manifest.metrics)
+    if found.verdict != "pass":
+        problems = "; ".join(found.problems)
         raise GateNotPassed(f"{proof.path}: what vLLM serves from {model.path} is not the model that was evaluated: {problems}")
+    if found.not_compared:
+        log.warning("%s: %s", model.path, not_compared(found))
 
 
 def make_release(model: Artifact, root: Path) -> Artifact:
-    """The model as `releases/<name>-<key>`, made where it is not there yet."""
-    uri = f"{RELEASES}/{model.manifest.name}-{model.manifest.key[:8]}"
+    """The model as `releases/<name>-<hash>`, made where it is not there yet; its key would not tell weights of the same settings apart."""
+    uri = f"{RELEASES}/{model.manifest.name}-{model.as_parent().sha256[:8]}"
     folder = root / uri
     if not folder.exists():
         draft = folder.with_name(f".{folder.name}.partial")

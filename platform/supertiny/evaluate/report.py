@@ -12,7 +12,6 @@ from supertiny.artifacts import MANIFEST, PACKAGE, Artifact, Manifest, open_arti
 from supertiny.cost import MachinePrice, machine_price, usd_per_thousand_correct
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.evaluate.curves import read_curves
-from supertiny.evaluate.fresh import CHOSEN
 from supertiny.evaluate.page import render_page
 from supertiny.evaluate.schema import (
     QUANTIZED,
@@ -166,7 +165,7 @@ def _gate(artifact: Artifact) -> GateResult:
 
 def _recovery(manifest: Manifest) -> Recovery:
     asked = {key: manifest.config[key] for key in ("baseline", "margin")}
-    found = {key: value for key, value in manifest.metrics.items() if key != CHOSEN}
+    found = {key: manifest.metrics[key] for key in ("rounds", "ended", "model")}
     return Recovery.model_validate({**asked, **found})
 
 

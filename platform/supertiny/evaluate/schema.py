@@ -102,7 +102,7 @@ class GateMetrics(Record):
 
 
 class Round(Record):
-    """The model that healing starts from, as round 0, or what a round of it made."""
+    """A model that healing starts from, or what a round of it made."""
 
     model: str
     """What was measured: where it was quantized, the quantized one."""
@@ -190,12 +190,14 @@ class Ab(Record):
 
 
 class Choice(Record):
-    """Which of several measured models to serve: a table that `jobs/pareto.py` made."""
+    """Which of several measured models to serve: the Pareto table."""
 
     columns: list[str]
     rows: list[list[str]]
     why: str
     """The choice in one sentence."""
+    measured: str
+    """What the speeds are of."""
 
 
 class Report(Record):

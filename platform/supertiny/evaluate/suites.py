@@ -13,10 +13,10 @@ from supertiny.cost import machine_price, usd_per_thousand_correct
 from supertiny.errors import CorruptArtifact
 from supertiny.evaluate.actor import measure_in_actor
 from supertiny.evaluate.config import EvaluateConfig
-from supertiny.evaluate.fresh import set_aside_stale
 from supertiny.evaluate.judge import PREDICTIONS, Judged, choose, intervals, judge, latency, mean_argument_f1, tokens, write_predictions
 from supertiny.evaluate.measure import Measurement
 from supertiny.evaluate.schema import EvaluationMetrics, Phases
+from supertiny.fresh import set_aside_stale
 from supertiny.tasks.base import load_task
 
 log = logging.getLogger(__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from supertiny.artifacts import Artifact, open_artifact
 from supertiny.evaluate.choose import best
 from supertiny.evaluate.gate import compare, pair
@@ -12,8 +14,18 @@ from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.train.quantization_config import QuantizationAwareSettings
 
 
-def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Artifact:
-    """The evaluation of the model for the gate. Whatever `heal` made is healed on, and every candidate made of it and evaluated.
+class Candidate(NamedTuple):
+    """What goes before the gate."""
+
+    evaluation: Artifact
+    why: str
+    """It does, in a few words."""
+    compared: tuple[str, ...]
+    """Names of what it was chosen from: what healing came to, the named candidates, and itself."""
+
+
+def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Candidate:
+    """The model for the gate. Whatever `heal` made is healed on, and every candidate made of it and evaluated.
 
     A quantized candidate is measured as the gate will measure it before it goes there, so that there is one gate, of what went on.
 
@@ -30,12 +42,17 @@ def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Ar
             stages.quantize(getattr(config, section).model_copy(update={"student": healed}))
         evaluations[section] = stages.evaluate(config.evaluate.of(model))
     passing = [each for each in evaluations.values() if would_pass(config, each)]
-    chosen = best(passing or list(evaluations.values()))
+    chosen, why = best(passing or list(evaluations.values()))
+    would = f"{len(passing)} of {len(evaluations)} candidates would pass the gate" if passing else "no candidate would pass the gate"
+    why = f"{would}, and of {'these' if passing else 'all'} it is {why}"
     section = next(section for section, each in evaluations.items() if each is chosen)
+    names = dict.fromkeys([healed, *(each.manifest.parents["model"].uri for each in evaluations.values())])
     if section == "heal":
-        return chosen
-    aware = recover(through_its_rounding(config, section, healed), stages)
-    return stages.evaluate(config.evaluate.of(aware.manifest.metrics["model"]))
+        return Candidate(chosen, why, tuple(names))
+    aware = recover(through_its_rounding(config, section, healed), stages).manifest.metrics["model"]
+    if aware not in names:
+        why = f"{why}, here after training through its rounding"
+    return Candidate(stages.evaluate(config.evaluate.of(aware)), why, tuple(dict.fromkeys([*names, aware])))
 
 
 def would_pass(config: PipelineConfig, evaluation: Artifact) -> bool:

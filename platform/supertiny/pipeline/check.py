@@ -46,7 +46,7 @@ def check(config: PipelineConfig) -> None:
         ray.init(logging_level=logging.WARNING)
     refuse_strangers()
     check_rollout_fits(config.rollout.layout)
-    check_places((config.prune, *config.quantized, config.parity))
+    check_places((config.prune, *config.quantized, config.pareto, config.parity))
     for stage in (*config.transfers, *config.healings):
         check_workers_fit(stage)
         check_trackers(stage.trackers)

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
 from supertiny.config import Config, JobConfig
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
+from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.rollout.config import RolloutConfig
 from supertiny.serving.config import ServeConfig
@@ -35,14 +36,16 @@ CHAIN: dict[str, dict[str, Any]] = {
     "fp8": {"name": "fp8", "student": "heal", "format": "fp8_dynamic"},
     "aware": {"name": "recovery-aware", "max_rounds": 2},
     "evaluate": {"name": "eval", "model": "teacher", "system": "student"},
+    "pareto": {"name": "pareto", "models": [], "chosen": None, "why": None},
     "gate": {"name": "gate"},
     "parity": {"name": "parity"},
     "promote": {"name": "promote", "gate": "gate"},
 }
 """What each section starts from: the artifact that it publishes and, where that is always the same, the one that it takes. Two rounds after
 `heal`, since after three passes over its rollouts the demo learnt nothing more."""
-PINNED = ("name", "gate", "system")
-"""Keys that only the chain sets: the report and the serving look its artifacts up by these names, and students are evaluated as such."""
+PINNED = ("name", "gate", "system", "models", "chosen", "why")
+"""Keys that only the chain sets: the report and the serving look its artifacts up by these names, students are evaluated as such, and the
+Pareto table has what was compared."""
 QUANTIZED = ("awq", "gptq", "w8a8", "fp8")
 """Sections that quantize; of these the chain sets `student` and `format` too."""
 GROUPED = ("awq", "gptq")
@@ -118,6 +121,9 @@ class PipelineConfig(JobConfig):
     """The same for the teacher pipeline, which may need other GPUs: what `evaluate` says, unless it says otherwise itself."""
     gate: GateConfig
     """The comparison that decides; its candidate is the best of `candidates`, or what `aware` made of it."""
+    pareto: ParetoConfig
+    """The table of the uncut student, the healed one, the candidates and the chosen one, measured in the engine of `evaluate` and on its
+    nodes, unless it says otherwise itself."""
     parity: ParityConfig
     """The proof that vLLM serves what Hugging Face loads of the gate's candidate, without which nothing is promoted: in the engine of
     `evaluate` and on its nodes, unless it says otherwise itself; `model` and `rollouts` are set."""
@@ -203,6 +209,7 @@ class PipelineConfig(JobConfig):
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
         inputs["sft"] = _merged(_without_teacher(values.get("distill")), inputs.get("sft", {}))
         inputs["parity"] = _where_evaluated(values.get("evaluate") or {})
+        inputs["pareto"] = _where_evaluated(values.get("evaluate") or {}, "split", "max_tokens")
         for section in ("prune", *GROUPED):
             inputs[section] = {**inputs.get(section, {}), **_split_as_evaluated(values.get("evaluate") or {})}
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
@@ -235,7 +242,7 @@ class PipelineConfig(JobConfig):
         uncut = evaluated.get(cut.get("student", student))
         if uncut is None and not (isinstance(recover := values.get("recover"), Mapping) and "baseline" in recover):
             raise ValueError(f"prune.student {cut['student']} is evaluated nowhere in this chain: name its evaluation in recover.baseline")
-        return {**inputs, "prune": {"student": student}, "recover": {"baseline": f"eval-{uncut}"}}
+        return {**inputs, "prune": {"student": student}, "recover": {"baseline": f"eval-{uncut}", "cut": "prune"}}
 
     @classmethod
     def _recovery(cls, sections: Mapping[str, Any], rounds: str, judged: Sequence[str]) -> dict[str, Any]:
@@ -268,10 +275,10 @@ def _without_teacher(distill: Any) -> dict[str, Any]:
     return {key: value for key, value in distill.items() if key not in others} if isinstance(distill, Mapping) else {}
 
 
-def _where_evaluated(evaluate: Mapping[str, Any]) -> dict[str, Any]:
-    """The engine of the evaluations and their place, for what else is served to be measured."""
+def _where_evaluated(evaluate: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """The engine of the evaluations and their place, and more of their settings, for what else is served to be measured."""
     place = {key: evaluate[key] for key in ("num_gpus", "labels") if key in evaluate}
-    return {"place": place} | ({"engine": evaluate["engine"]} if "engine" in evaluate else {})
+    return {"place": place, **{key: evaluate[key] for key in ("engine", *more) if key in evaluate}}
 
 
 def _split_as_evaluated(evaluate: Mapping[str, Any]) -> dict[str, int]:

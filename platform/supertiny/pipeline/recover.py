@@ -12,10 +12,10 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import EvaluateConfig, GateConfig
-from supertiny.evaluate.fresh import CHOSEN, set_aside_stale
 from supertiny.evaluate.gate import compare, pair
 from supertiny.evaluate.judge import choose, read_predictions
 from supertiny.evaluate.schema import Round
+from supertiny.fresh import CHOSEN, set_aside_stale
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.tasks.base import load_task
 from supertiny.train.config import DistillConfig
@@ -35,18 +35,20 @@ class Stages(NamedTuple):
 
 
 def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
-    """Every `Round` in a manifest, why it ended (`enough`, or a spent budget of rounds or tokens), and the best round's `model`.
+    """Every `Round` in a manifest, why it ended (`enough`, or a spent budget of rounds or tokens), and the best one's `model`.
 
     Args:
         stages: ours where they are left out.
 
     Raises:
-        MissingInput: the cut model or the uncut model's evaluation is not there.
-        ConfigError: the baseline was evaluated on other prompts.
+        MissingInput: a model to start from or the uncut model's evaluation is not there.
+        ConfigError: the baseline was evaluated on other prompts, or there is a `cut` and what to start from was not healed.
     """
     baseline = open_artifact(config.baseline, config.run_root, "evaluation")
-    cut = open_artifact(config.heal.student, config.run_root, "model")
-    set_aside_stale(config, {"student": cut, "baseline": baseline})
+    parents = {"student": open_artifact(config.heal.student, config.run_root, "model"), "baseline": baseline}
+    if config.cut is not None:
+        parents["cut"] = open_artifact(config.cut, config.run_root, "model")
+    set_aside_stale(config, parents)
 
     def build(_: Path) -> Mapping[str, Any]:
         check_baseline(config, baseline)
@@ -62,7 +64,7 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
             CHOSEN: chosen.model_dump(mode="json"),
         }
 
-    return make(config, "recovery", {"student": cut, "baseline": baseline}, build)
+    return make(config, "recovery", parents, build)
 
 
 def check_baseline(config: RecoverConfig, baseline: Artifact) -> None:
@@ -77,11 +79,14 @@ def check_baseline(config: RecoverConfig, baseline: Artifact) -> None:
 
 
 def heal_until_enough(config: RecoverConfig, baseline: Artifact, stages: Stages) -> list[Round]:
-    """The cut model's round 0 and those that healing took."""
-    student = config.heal.student
-    rounds = [_measure(config, baseline, _quantized(config, student, 0, stages), 0, stages)]
+    """What healing starts from and its rounds; before them the cut model, where it was healed before."""
+    student, tokens, rounds = config.heal.student, 0, []
+    if config.cut is not None:
+        rounds = [_measure(config, baseline, config.cut, 0, stages)]
+        tokens = training_tokens(open_artifact(student, config.run_root, "model"))
+    rounds.append(_measure(config, baseline, _quantized(config, student, 0, stages), tokens, stages))
     while why_ended(rounds, config) is None:
-        number = len(rounds)
+        number = rounds_made(rounds, config) + 1
         healed = f"{config.heal.name}-{number}"
         stage = config.heal.model_copy(update={"name": healed, "student": student, "seed": config.heal.seed + number})
         tokens = rounds[-1].tokens + int(stages.distill(stage).manifest.metrics["tokens"])
@@ -105,10 +110,23 @@ def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
     """`enough`, `rounds` or `tokens`; None where another round is due."""
     if rounds[-1].verdict == "pass":
         return "enough"
-    if len(rounds) > config.max_rounds:
+    made = rounds_made(rounds, config)
+    if made >= config.max_rounds:
         return "rounds"
-    of_a_round = rounds[-1].tokens - rounds[-2].tokens if len(rounds) > 1 else 0
+    of_a_round = rounds[-1].tokens - rounds[-2].tokens if made else 0
     return "tokens" if rounds[-1].tokens + of_a_round > config.max_tokens else None
+
+
+def training_tokens(model: Artifact) -> int:
+    """Of the healing that made a model; raises ConfigError where it was not healed."""
+    if "tokens" not in model.manifest.metrics:
+        raise ConfigError(f"{model.path} was not made by training, so no healing came before; leave `cut` out")
+    return int(model.manifest.metrics["tokens"])
+
+
+def rounds_made(rounds: list[Round], config: RecoverConfig) -> int:
+    """Without what they start from."""
+    return len(rounds) - 1 - (config.cut is not None)
 
 
 def describe(of: Round, baseline: str, ended: str | None) -> str:

@@ -24,6 +24,8 @@ class RecoverConfig(StageConfig):
     """Name of the artifact that says what every round gave; the rounds' models are `<heal.name>-1`, `-2`, …"""
     baseline: str = "eval-sft"
     """Evaluation of the uncut, or unquantized, model."""
+    cut: str | None = None
+    """The cut model, where `heal.student` was healed already: it is measured first, and that healing's tokens count."""
     margin: float = Field(0.02, gt=0, lt=1)
     """Largest loss of exact match that is acceptable, as a fraction; the whole interval of the difference has to lie above it."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -33,9 +35,10 @@ class RecoverConfig(StageConfig):
     max_rounds: int = Field(4, ge=0, le=100)
     """Rounds at most; 0 measures alone."""
     max_tokens: int = Field(1_000_000_000, ge=1)
-    """Training tokens of all rounds; the first is made in any case, and none after it that the one before shows to go beyond."""
+    """Training tokens of all healing; the first round is made in any case, and none after it that the one before shows to go beyond."""
     heal: DistillConfig
-    """One round; each starts from the one before, the first from `heal.student`, which is the cut model. Each has another `seed`."""
+    """One round; each starts from the one before, the first from `heal.student`, the cut model or what became of it. Each has another
+    `seed`."""
     quantize: QuantizeConfig | None = None
     """How `heal.student` and every round are quantized before they are evaluated; the rounds' quantized models are `<quantize.name>-1`, …,
     rounded to nearest, as their training expects. None evaluates them as they are."""

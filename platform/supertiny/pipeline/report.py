@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from supertiny.compress.pareto import COLUMNS, Row, cells, explain
+from supertiny.compress.pareto import COLUMNS, Row, cells
 from supertiny.evaluate.report import published_in, write_report
 from supertiny.evaluate.schema import Ab, Arm, Choice, Latency, Report
 from supertiny.evaluate.table import render_ab_table, render_table
@@ -30,12 +30,13 @@ def write_run_report(config: PipelineConfig, traffic: TrafficReport | None = Non
 
 
 def newest_choice(run_root: str) -> Choice | None:
-    """The newest table of `jobs/pareto.py` in a run; None where there is none yet."""
+    """The newest Pareto table in a run; None where there is none yet."""
     tables = [each for each in published_in(Path(run_root).expanduser().absolute()).values() if each.kind == "pareto"]
     if not tables:
         return None
-    rows, margin = [Row.model_validate(row) for row in tables[-1].metrics["rows"]], tables[-1].config["margin"]
-    return Choice(columns=list(COLUMNS), rows=cells(rows, margin), why=explain(rows, margin))
+    found = tables[-1].metrics
+    rows = [Row.model_validate(row) for row in found["rows"]]
+    return Choice(columns=list(COLUMNS), rows=cells(rows, found["model"]), why=found["why"], measured=found["measured"])
 
 
 def show(report: Report, run_root: Path) -> None:

@@ -12,8 +12,7 @@ from supertiny.config import StageConfig
 
 log = logging.getLogger(__name__)
 
-
-CHOSEN = "chosen"
+CHOSEN = "chosen_model"
 """Metric of a measurement whose result is an artifact: that artifact, as a `Parent`."""
 
 
