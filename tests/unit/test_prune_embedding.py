@@ -129,7 +129,7 @@ def test_a_student_cut_along_all_axes_and_its_embedding_loads_in_transformers(tm
 
 def test_the_stage_says_what_it_removed_and_writes_what_was_solved(tmp_path: Path):
     make_run(tmp_path, "rl", tiny_student(2, hidden_size=256).to(torch.bfloat16))
-    settings = {"hidden_size": 128, "axis": "depth+width", "target_parameters_fraction": 0.5, "tolerance_fraction": 0.3}
+    settings = {"student": "rl", "hidden_size": 128, "axis": "depth+width", "target_parameters_fraction": 0.5, "tolerance_fraction": 0.3}
     artifact = prune(PruneConfig(run_root=str(tmp_path), **settings))
     metrics = artifact.manifest.metrics
     assert (metrics["removed_embedding_channels"], metrics["removed_heads"], len(metrics["removed_layers"])) == (128, 2, 1)
