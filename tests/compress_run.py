@@ -21,15 +21,15 @@ from supertiny.rollout_table import write_rollouts
 SENTENCES = ["dim the lamp in the hall", "play some jazz", "what is the weather", "wake me at seven", "stop the music"]
 
 
-def tiny_student(num_layers: int = 4, vocab_size: int = 384) -> Qwen2ForCausalLM:
+def tiny_student(num_layers: int = 4, vocab_size: int = 384, hidden_size: int = 128) -> Qwen2ForCausalLM:
     """A float32 model of widths that 128 divides, surer of its next token than a usual random one."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=vocab_size,
-        hidden_size=128,
+        hidden_size=hidden_size,
         intermediate_size=256,
         num_hidden_layers=num_layers,
-        num_attention_heads=2,
+        num_attention_heads=hidden_size // 64,
         num_key_value_heads=1,
         tie_word_embeddings=True,
         initializer_range=0.1,

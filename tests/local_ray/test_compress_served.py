@@ -40,6 +40,20 @@ def test_vllm_serves_a_cut_model_as_hugging_face_loads_it(run_root: Path):
     assert (found["verdict"], found["problems"]) == ("pass", [])
 
 
+def test_vllm_serves_a_model_with_a_narrower_embedding_as_hugging_face_loads_it(tmp_path: Path):
+    from supertiny.compress.parity import prove
+    from supertiny.compress.prune import prune
+
+    make_run(tmp_path, "rl", tiny_student(2, hidden_size=256).to(torch.bfloat16))
+    model = prune(
+        PruneConfig(run_root=str(tmp_path), student="rl", hidden_size=128, target_parameters_fraction=0.5, tolerance_fraction=0.2)
+    )
+    assert (model.manifest.metrics["removed_embedding_channels"], model.manifest.metrics["removed_heads"]) == (128, 2)
+    config = ParityConfig(run_root=str(tmp_path), model="prune", num_rows=8, engine=ENGINE, max_kl_nats=0.01, min_greedy_agreement=0.9)
+    found = prove(config).manifest.metrics
+    assert (found["verdict"], found["problems"]) == ("pass", [])
+
+
 def test_a_speed_is_measured_alone_and_together(run_root: Path):
     from supertiny.compress.speed import measure_speed
 

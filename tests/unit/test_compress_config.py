@@ -95,6 +95,18 @@ def test_a_bad_pruning_setting_is_named(setting: str):
         load(PruneConfig, DEMO / "prune.toml", [setting])
 
 
+@pytest.mark.parametrize("axis", ["vocab", "depth", "vocab+depth"])
+def test_an_embedding_width_is_refused_where_no_width_is_cut_and_off_where_none_is_set(axis: str):
+    with pytest.raises(ConfigError, match="hidden_size: without effect on axis"):
+        validate(PruneConfig, {"axis": axis, "hidden_size": 128}, "test")
+    assert PruneConfig().hidden_size is None
+
+
+def test_an_embedding_width_is_refused_with_a_target_in_seconds_which_knows_none():
+    with pytest.raises(ConfigError, match="hidden_size and target_seconds_per_token are both set; latencies know one embedding width"):
+        validate(PruneConfig, {"hidden_size": 128, "target_seconds_per_token": 0.01}, "test")
+
+
 @pytest.mark.parametrize("axis", ["vocab+width", "vocab", "depth+width"])
 def test_a_size_of_an_axis_that_is_not_cut_is_refused(axis: str):
     size = "intermediate_size" if axis == "vocab" else "num_hidden_layers" if axis == "vocab+width" else "vocab_size"
@@ -119,7 +131,9 @@ def test_a_cut_is_to_eight_tenths_where_no_target_is_set():
     assert PruneConfig(target_bytes=9).target_parameters_fraction is None
 
 
-@pytest.mark.parametrize("values", [{}, {"axis": "depth"}, {"axis": "vocab+depth", "layers": "contiguous"}, {"target_bytes": 9}])
+@pytest.mark.parametrize(
+    "values", [{}, {"axis": "depth"}, {"axis": "vocab+depth", "layers": "contiguous"}, {"target_bytes": 9}, {"hidden_size": 128}]
+)
 def test_a_resolved_pruning_config_is_itself_a_config(values: dict):
     config = PruneConfig(**values)
     assert validate(PruneConfig, config.model_dump(mode="json"), "test") == config

@@ -35,6 +35,9 @@ def chain(*settings: str) -> PipelineConfig:
     [
         (["prune.target_parameters_fraction=0.01"], "no width reaches it; the nearest is intermediate_size 128"),
         (["prune.axis=depth", "prune.target_parameters_fraction=0.01"], "the nearest is num_hidden_layers 1"),
+        (["prune.hidden_size=192"], "hidden_size 192: possible are multiples of 128 below the student's 256"),
+        (["prune.hidden_size=128"], "no width reaches it; the nearest is hidden_size 128, intermediate_size 768"),
+        ([*PRETRAINED, "prune.hidden_size=192"], "hidden_size 192: possible are multiples of 128"),
         (["prune.axis=vocab"], "tokens have to stay|no vocab reaches it"),
         (["prune.tensor_parallel_size=7"], "tensor_parallel_size 7: 7 workers do not divide"),
         ([*PRETRAINED, "prune.tensor_parallel_size=7"], "tensor_parallel_size 7: 7 workers do not divide"),
@@ -65,7 +68,14 @@ def test_latencies_that_a_target_in_seconds_needs_are_looked_for(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "settings", [[], PRETRAINED, ["prune.axis=depth"], ['candidates=["fp8"]', "fp8.place.num_gpus=1", "evaluate.num_gpus=1"]]
+    "settings",
+    [
+        [],
+        PRETRAINED,
+        ["prune.axis=depth"],
+        ["prune.hidden_size=128", "prune.target_parameters_fraction=0.5"],
+        ['candidates=["fp8"]', "fp8.place.num_gpus=1", "evaluate.num_gpus=1"],
+    ],
 )
 def test_what_can_be_done_passes(settings: Sequence[str]) -> None:
     check_compression(chain(*settings))

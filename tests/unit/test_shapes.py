@@ -2,7 +2,16 @@ from dataclasses import replace
 
 import pytest
 
-from supertiny.compress.shapes import Shape, check_group_size, check_heads, kernel_problems, read_shape, share_problems, shrink_config
+from supertiny.compress.shapes import (
+    Shape,
+    check_group_size,
+    check_heads,
+    kernel_problems,
+    read_shape,
+    share_problems,
+    shrink_config,
+    with_hidden_size,
+)
 from supertiny.errors import ConfigError
 
 QWEN_HALF_BILLION = {
@@ -53,6 +62,63 @@ def test_shrunk_config_keeps_the_layer_types_of_the_layers_that_stay():
     assert shrunk["num_hidden_layers"] == 3
     assert shrunk["max_window_layers"] == 2
     assert shrunk["vocab_size"] == 1024
+
+
+@pytest.mark.parametrize(
+    ("width", "nearest"), [(700, "640 or 768"), (896, "768 or 640"), (1024, "768 or 640"), (64, "128 or 256"), (-128, "128 or 256")]
+)
+def test_an_embedding_width_that_kernels_do_not_take_is_refused_and_told_the_nearest(width: int, nearest: str):
+    with pytest.raises(
+        ConfigError, match=f"hidden_size {width}: possible are multiples of 128 below the student's 896.*nearest is {nearest}"
+    ):
+        with_hidden_size(read_shape(QWEN_HALF_BILLION), width)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (640, 10), (128, 2)])
+def test_the_query_heads_of_qwen2_go_with_its_embedding_width(width: int, heads: int):
+    shape = with_hidden_size(read_shape(QWEN_HALF_BILLION), width)
+    assert (shape.hidden_size, shape.num_attention_heads, shape.num_key_value_heads, shape.head_dim) == (width, heads, 2, 64)
+    assert kernel_problems(shape) == []
+
+
+def test_an_embedding_width_whose_heads_would_not_be_shared_evenly_or_be_more_than_there_are_is_refused():
+    shape = read_shape({**TINY, "hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4})
+    assert [with_hidden_size(shape, width).num_attention_heads for width in (256, 512)] == [4, 8]
+    with pytest.raises(ConfigError, match=r"12 heads of 64, as many for each of its 4 key-value heads; the nearest is 256 or 512"):
+        with_hidden_size(shape, 384)
+    with pytest.raises(ConfigError, match="the nearest is 384 or 256"):  # of 6 heads narrower than the embedding 512 would make 8
+        with_hidden_size(read_shape({**TINY, "hidden_size": 768, "num_attention_heads": 6, "head_dim": 64}), 512)
+    with pytest.raises(ConfigError, match="the nearest is none"):
+        with_hidden_size(read_shape({**TINY, "hidden_size": 128}), 64)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_heads_whose_width_is_a_setting_of_its_own_stay_as_they_are(model_type: str):
+    shape = read_shape({**TINY, "model_type": model_type, "head_dim": 96})
+    assert with_hidden_size(shape, 128) == replace(shape, hidden_size=128)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_narrower_embedding_is_counted_as_transformers_makes_it_and_read_back_as_it_was_solved(
+    model_type: str, tied: bool, biased: bool, explicit: bool
+):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {**TINY, "model_type": model_type, "tie_word_embeddings": tied, "attention_bias": biased}
+    values |= {"head_dim": 64} if explicit else {}
+    shape = with_hidden_size(read_shape(values), 128)
+    shrunk = shrink_config(values, shape, range(4))
+    assert read_shape(shrunk) == shape
+    assert shrunk.get("head_dim", shrunk["hidden_size"] // shrunk["num_attention_heads"]) == shape.head_dim
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shrunk), dtype=torch.bfloat16)
+    assert shape.num_parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.num_bytes() == sum(parameter.nbytes for parameter in model.parameters())
+    check_group_size(shape, 64)
 
 
 def test_a_quantized_model_is_refused():
@@ -132,7 +198,9 @@ def test_kernels_refuse_odd_widths_and_vocabularies_by_name():
 def test_sizes_that_workers_cannot_share_evenly_are_named():
     shape = replace(read_shape(TINY), vocab_size=1000)
     assert share_problems(shape, 2) == []
-    assert share_problems(shape, 3) == ["3 workers do not divide padded vocab_size 1024"]
+    assert share_problems(replace(shape, num_attention_heads=6, num_key_value_heads=3), 3) == [
+        "3 workers do not divide padded vocab_size 1024"
+    ]
     assert "5 workers do not divide intermediate_size 768" in kernel_problems(shape, 5)
 
 

@@ -169,6 +169,40 @@ def test_a_size_that_is_named_is_taken_and_the_others_meet_the_target():
     assert smaller.vocab_size == 120_192
 
 
+@pytest.mark.parametrize(
+    ("axis", "sizes"), [("width", (151_936, 24, 4608)), ("depth+width", (151_936, 23, 4736)), ("vocab+depth+width", (151_680, 23, 4864))]
+)
+def test_an_embedding_width_is_taken_and_the_axes_meet_the_target(axis: str, sizes: tuple[int, int, int]):
+    smaller = solved(QWEN_HALF_BILLION, axis, Limits(hidden_size=768), target_parameters=406_000_000)
+    assert (smaller.hidden_size, smaller.num_attention_heads) == (768, 12)
+    assert (smaller.vocab_size, smaller.num_hidden_layers, smaller.intermediate_size) == sizes
+    assert kernel_problems(smaller) == []
+
+
+def test_feed_forwards_may_stay_as_they_are_where_the_embedding_is_narrower():
+    smaller = solved(QWEN_HALF_BILLION, "width", Limits(hidden_size=768), target_parameters_fraction=0.9)
+    assert (smaller.hidden_size, smaller.intermediate_size) == (768, 4864)
+    assert smaller == solved(QWEN_HALF_BILLION, "width", Limits(hidden_size=768, intermediate_size=4864), target_parameters_fraction=0.9)
+
+
+def test_an_embedding_width_that_misses_the_target_is_named():
+    with pytest.raises(ConfigError, match=r"no width reaches it; the nearest is hidden_size 640, intermediate_size 4864 \(0\.6"):
+        solved(QWEN_HALF_BILLION, "width", Limits(hidden_size=640), target_parameters_fraction=0.95)
+    with pytest.raises(ConfigError, match="hidden_size 700: possible are"):
+        solved(QWEN_HALF_BILLION, "width", Limits(hidden_size=700))
+
+
+def test_workers_share_the_heads_that_a_narrower_embedding_leaves(tmp_path: Path):
+    values = {**QWEN_HALF_BILLION, "hidden_size": 1152, "num_attention_heads": 18}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = PruneConfig(student=str(tmp_path), tensor_parallel_size=4, hidden_size=1024, tolerance_fraction=0.5)
+    lines = describe(config).splitlines()
+    assert next(line for line in lines if line.startswith("* width")).split()[5] == "1,024"
+    assert any(line.startswith("depth: ") and "4 workers do not divide 18 heads, which a cut of the depth leaves" in line for line in lines)
+    with pytest.raises(ConfigError, match="4 workers do not divide 14 heads"):
+        describe(config.model_copy(update={"hidden_size": 896}))
+
+
 def test_a_size_that_is_no_multiple_is_refused():
     with pytest.raises(ConfigError, match="intermediate_size 3400 is no size below the student's"):
         solved(QWEN_HALF_BILLION, "width", Limits(intermediate_size=3400), target_parameters=406_000_000)
@@ -184,6 +218,16 @@ def test_a_dry_run_prints_the_table_of_a_config_without_its_weights(tmp_path: Pa
     assert ["student", "151,936", "24", "4,864", "494,032,768", "1.000", "988.1"] in [line[:7] for line in lines]
     assert ["*", "depth", "151,936", "18", "4,864", "404,558,464"] in [line[:6] for line in lines]
     assert ["vocab", "52,608"] in [line[:2] for line in lines]
+
+
+def test_a_dry_run_shows_the_embedding_width_where_it_is_cut(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
+    lines = describe(PruneConfig(student=str(tmp_path), hidden_size=768, target_parameters=406_000_000)).splitlines()
+    assert lines[1].split()[:6] == ["axis", "vocab", "layers", "width", "embedding", "parameters"]
+    cells = {" ".join(line.split()[:2]): line.split()[2:] for line in lines[2:]}
+    assert cells["* width"][:5] == ["151,936", "24", "4,608", "768", "404,583,168"]
+    assert cells["student 151,936"][:4] == ["24", "4,864", "896", "494,032,768"]
+    assert "embedding" not in describe(PruneConfig(student=str(tmp_path)))
 
 
 def test_a_format_whose_groups_do_not_divide_a_width_has_no_size(tmp_path: Path):

@@ -63,6 +63,9 @@ class PruneConfig(CompressConfig):
     """Take this many layers."""
     intermediate_size: int | None = Field(None, ge=1)
     """Take this feed-forward width, a multiple of 128 times the workers."""
+    hidden_size: int | None = Field(None, ge=1)
+    """On axis `width` and its mixes: take this embedding width, a multiple of 128, and of Qwen2 as many query heads as fill it. None leaves
+    it as it is: unlike the other three it is never chosen."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     """Engine workers that every layer of the result can be split over evenly."""
     layers: Literal["chosen", "contiguous"] | None = None
@@ -81,6 +84,10 @@ class PruneConfig(CompressConfig):
         targets = [name for name in TARGETS if values.get(name) is not None]
         if len(targets) > 1:
             raise ValueError(f"{' and '.join(targets)} are both set; one target decides")
+        if values.get("hidden_size") is not None and values.get("target_seconds_per_token") is not None:
+            raise ValueError(
+                "hidden_size and target_seconds_per_token are both set; latencies know one embedding width: set another target"
+            )
         start = _depth_defaults(values) | ({} if targets else {"target_parameters_fraction": 0.8})
         return {**start, **{name: value for name, value in values.items() if value is not None or name not in start}}
 
@@ -88,7 +95,7 @@ class PruneConfig(CompressConfig):
 def _depth_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """How layers are chosen where a pruning config leaves it out; raises ValueError where it sets what its axis does not use."""
     axes = str(values.get("axis", "width")).split("+")
-    needed = {**{size: axis for axis, size in SIZES.items()}, **dict.fromkeys(DEPTH_DEFAULTS, "depth")}
+    needed = {**{size: axis for axis, size in SIZES.items()}, "hidden_size": "width", **dict.fromkeys(DEPTH_DEFAULTS, "depth")}
     without_effect = [name for name, axis in needed.items() if axis not in axes and values.get(name) is not None]
     if without_effect:
         raise ValueError(f"{', '.join(without_effect)}: without effect on axis {'+'.join(axes)}")

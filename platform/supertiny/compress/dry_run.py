@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from supertiny.artifacts import open_artifact, resolve
@@ -17,7 +17,8 @@ from supertiny.llm.folders import read_model_config
 
 log = logging.getLogger(__name__)
 FORMS: tuple[Format | None, ...] = (None, "w8a8", "awq_w4a16")
-COLUMNS = ("axis", "vocab", "layers", "width", "parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")
+SIZE_COLUMNS = {"vocab": "vocab_size", "layers": "num_hidden_layers", "width": "intermediate_size"}
+COLUMNS = ("parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")
 
 
 def describe(config: PruneConfig) -> str:
@@ -86,20 +87,22 @@ def _latency(config: PruneConfig) -> LatencyModel | None:
 def shape_table(shape: Shape, found: Mapping[Axis, Shape | ConfigError], chosen: Axis, tensor_parallel_size: int = 1) -> str:
     """The student and every solved shape, a line each, in columns; then what reaches nothing, and what kernels do not like."""
     solved = {axis: candidate for axis in AXES if isinstance(candidate := found[axis], Shape)}
+    narrower = any(each.hidden_size < shape.hidden_size for each in solved.values())
+    sizes = SIZE_COLUMNS | ({"embedding": "hidden_size"} if narrower else {})
     rows = [
-        COLUMNS,
-        _row("student", shape, shape, tensor_parallel_size),
-        *(_row(f"{'* ' * (axis == chosen)}{axis}", each, shape, tensor_parallel_size) for axis, each in solved.items()),
+        ("axis", *sizes, *COLUMNS),
+        _row("student", shape, shape, sizes.values(), tensor_parallel_size),
+        *(_row(f"{'* ' * (axis == chosen)}{axis}", each, shape, sizes.values(), tensor_parallel_size) for axis, each in solved.items()),
     ]
     lines = _columns(rows) + [f"{axis}: {error}" for axis, error in found.items() if isinstance(error, ConfigError)]
     problems = kernel_problems(shape, tensor_parallel_size)
     return "\n".join(lines + [f"the student itself: {problem}" for problem in problems])
 
 
-def _row(name: str, shape: Shape, student: Shape, workers: int) -> tuple[str, ...]:
+def _row(name: str, shape: Shape, student: Shape, sizes: Iterable[str], workers: int) -> tuple[str, ...]:
     megabytes = [f"{shape.num_bytes(form) / 1e6:.1f}" if _has_format(shape, form, workers) else "-" for form in FORMS]
-    sizes = [f"{size:,}" for size in (shape.vocab_size, shape.num_hidden_layers, shape.intermediate_size, shape.num_parameters)]
-    return (name, *sizes, f"{shape.num_parameters / student.num_parameters:.3f}", *megabytes)
+    counts = [f"{count:,}" for count in (*(getattr(shape, size) for size in sizes), shape.num_parameters)]
+    return (name, *counts, f"{shape.num_parameters / student.num_parameters:.3f}", *megabytes)
 
 
 def _has_format(shape: Shape, form: Format | None, workers: int) -> bool:

@@ -1,4 +1,4 @@
-"""Prune a student: remove the tokens, the feed-forward channels or the layers that its own traffic uses least."""
+"""Prune a student: remove the tokens, the channels or the layers that its own traffic uses least."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from supertiny.artifacts import Artifact, find_made, make, open_artifact
 from supertiny.compress.calibration import Batch, calibration_rows, equal_length_batches
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.export import copy_unchanged, divergence, weight_bytes
-from supertiny.compress.importance import channel_importance, keep_layers, kept_channels, layers_to_keep
+from supertiny.compress.importance import (
+    channel_importance,
+    embedding_importance,
+    embedding_norms,
+    head_importance,
+    keep_layers,
+    kept_channels,
+    kept_heads,
+    layers_to_keep,
+)
 from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
@@ -94,16 +103,19 @@ def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyMod
 
 
 def write_pruned(source: Path, folder: Path, cut: Cut, batches: Sequence[Batch]) -> dict[str, Any]:
-    """Write the model in `source`, cut to a shape of fewer layers, narrower feed-forwards or fewer tokens, into `folder`.
+    """Write the model in `source`, cut to a shape of fewer layers, narrower feed-forwards or embedding or fewer tokens, into `folder`.
 
     Returns:
-        `removed_layers` (their indices), `removed_channels_per_layer` and, where the vocabulary is cut, `removed_tokens` (how many).
+        `removed_layers` (their indices), `removed_channels_per_layer` and, of what else is cut, how many: `removed_embedding_channels`,
+        `removed_heads` (of every layer) and `removed_tokens`.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     dtype, config = model.dtype, model.config.to_dict()
     model.float()
     layers = _cut_layers(model, cut, batches)
     _cut_channels(model, cut.shape.intermediate_size, batches)
+    _cut_embedding(model, cut.shape.hidden_size, batches)
+    _cut_heads(model, cut.shape, batches)
     if cut.kept_ids is not None:
         keep_tokens(model, cut.kept_ids)
     model.config = type(model.config).from_dict(shrink_config(config, cut.shape, layers))
@@ -115,17 +127,50 @@ def write_pruned(source: Path, folder: Path, cut: Cut, batches: Sequence[Batch])
     }
     if cut.kept_ids is not None:
         write_tokenizer(source, folder, cut.kept_ids)
-        removed["removed_tokens"] = config["vocab_size"] - cut.shape.vocab_size
-    return removed
+    counts = {"embedding_channels": "hidden_size", "heads": "num_attention_heads", "tokens": "vocab_size"}
+    fewer = {f"removed_{name}": config[size] - getattr(cut.shape, size) for name, size in counts.items()}
+    return {**removed, **{name: number for name, number in fewer.items() if number}}
 
 
 def keep_channels(feed_forward: Any, kept: torch.Tensor) -> None:
     """Cut a gated feed-forward block to some of its channels, in place: rows of gate and up, columns of down."""
-    for linear in (feed_forward.gate_proj, feed_forward.up_proj):
-        linear.weight = torch.nn.Parameter(linear.weight.detach()[kept])
-        linear.out_features = len(kept)
-    feed_forward.down_proj.weight = torch.nn.Parameter(feed_forward.down_proj.weight.detach()[:, kept].contiguous())
-    feed_forward.down_proj.in_features = len(kept)
+    _keep_outputs(feed_forward.gate_proj, kept)
+    _keep_outputs(feed_forward.up_proj, kept)
+    _keep_inputs(feed_forward.down_proj, kept)
+
+
+def keep_heads(attention: Any, kept: torch.Tensor) -> None:
+    """Cut an attention block to some of its query heads, in place: of every key-value head equally many, and those stay."""
+    rows = (kept[:, None] * attention.head_dim + torch.arange(attention.head_dim)).flatten()
+    attention.num_key_value_groups = attention.num_key_value_groups * len(rows) // attention.q_proj.out_features
+    _keep_outputs(attention.q_proj, rows)
+    _keep_inputs(attention.o_proj, rows)
+
+
+def keep_embedding(model: Any, kept: torch.Tensor, squares: Sequence[torch.Tensor]) -> None:
+    """Cut a model to some of its embedding's channels, in place: what reads the hidden state, and what adds to it.
+
+    A norm then divides by the root mean square of the kept channels, not of all, so its weights take the ratio: its output keeps its scale.
+
+    Args:
+        squares: float (D,) of every norm, the mean square of what it reads.
+    """
+    for norm, squares_D in zip(embedding_norms(model), squares, strict=True):
+        ratio = (squares_D[kept].mean() / squares_D.mean()).sqrt()
+        norm.weight = torch.nn.Parameter(norm.weight.detach()[kept] * ratio)
+    for layer in model.model.layers:
+        attention, feed_forward = layer.self_attn, layer.mlp
+        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, feed_forward.gate_proj, feed_forward.up_proj):
+            _keep_inputs(reader, kept)
+        for writer in (attention.o_proj, feed_forward.down_proj):
+            _keep_outputs(writer, kept)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach()[:, kept].contiguous())
+    embedding.embedding_dim = len(kept)
+    _keep_inputs(head, kept)
+    if tied:
+        head.weight = embedding.weight
 
 
 def keep_tokens(model: Any, kept_ids: Sequence[int]) -> None:
@@ -153,6 +198,31 @@ def _cut_channels(model: Any, width: int, batches: Sequence[Batch]) -> None:
         return
     for layer, importance_F in zip(model.model.layers, channel_importance(model, batches), strict=True):
         keep_channels(layer.mlp, kept_channels(importance_F, width))
+
+
+def _cut_heads(model: Any, shape: Shape, batches: Sequence[Batch]) -> None:
+    if shape.num_attention_heads == model.config.num_attention_heads:
+        return
+    for layer, importance_H in zip(model.model.layers, head_importance(model, batches), strict=True):
+        keep_heads(layer.self_attn, kept_heads(importance_H, shape.num_attention_heads, shape.num_key_value_heads))
+
+
+def _cut_embedding(model: Any, width: int, batches: Sequence[Batch]) -> None:
+    if width < model.config.hidden_size:
+        importance_D, squares = embedding_importance(model, batches)
+        keep_embedding(model, kept_channels(importance_D, width), squares)
+
+
+def _keep_outputs(linear: Any, kept: torch.Tensor) -> None:
+    linear.weight = torch.nn.Parameter(linear.weight.detach()[kept])
+    if linear.bias is not None:
+        linear.bias = torch.nn.Parameter(linear.bias.detach()[kept])
+    linear.out_features = len(kept)
+
+
+def _keep_inputs(linear: Any, kept: torch.Tensor) -> None:
+    linear.weight = torch.nn.Parameter(linear.weight.detach()[:, kept].contiguous())
+    linear.in_features = len(kept)
 
 
 def _rollouts_stage(config: PruneConfig) -> StageConfig:

@@ -117,6 +117,25 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
+def with_hidden_size(shape: Shape, hidden_size: int) -> Shape:
+    """The shape with a narrower embedding and, of Qwen2, whose heads share it out in vLLM, as many query heads as fill it.
+
+    Key-value heads and `head_dim` stay, so that every key-value head loses equally many query heads.
+
+    Raises:
+        ConfigError: kernels or heads do not take that width; names the nearest that they do.
+    """
+    possible = [width for width in range(INPUT_MULTIPLE, shape.hidden_size, INPUT_MULTIPLE) if _query_heads(shape, width)]
+    if hidden_size not in possible:
+        rule = f"multiples of {INPUT_MULTIPLE} below the student's {shape.hidden_size}"
+        if shape.model_type == "qwen2":
+            rule += f", shared out among at most its {shape.num_attention_heads} heads of {shape.head_dim}, as many for each of its "
+            rule += f"{shape.num_key_value_heads} key-value heads"
+        nearest = sorted(possible, key=lambda width: abs(width - hidden_size))[:2]
+        raise ConfigError(f"hidden_size {hidden_size}: possible are {rule}; the nearest is {' or '.join(map(str, nearest)) or 'none'}")
+    return replace(shape, hidden_size=hidden_size, num_attention_heads=_query_heads(shape, hidden_size))
+
+
 def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
     """What stock kernels do not like in a shape, each in a few words; empty where they take it.
 
@@ -124,7 +143,7 @@ def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
     where there are fewer than workers.
     """
     workers = tensor_parallel_size
-    problems = [*_head_problems(shape, workers), *share_problems(shape, workers)]
+    problems = share_problems(shape, workers)
     for linear in _shares(shape, workers):
         if linear.inputs % INPUT_MULTIPLE:
             problems.append(f"{linear.name}: {linear.inputs} inputs a worker are no multiple of {INPUT_MULTIPLE}")
@@ -136,14 +155,15 @@ def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
 
 
 def share_problems(shape: Shape, workers: int) -> list[str]:
-    """Sizes that workers cannot share evenly, which engines refuse to start with; `check_heads` has those that no cut changes."""
+    """Heads and sizes that workers cannot share evenly, which engines refuse to start with."""
     rows = -(-shape.vocab_size // OUTPUT_MULTIPLE) * OUTPUT_MULTIPLE  # engines fill the embedding up to it
     sizes = {"intermediate_size": shape.intermediate_size, "padded vocab_size": rows}
-    return [f"{workers} workers do not divide {name} {size}" for name, size in sizes.items() if size % workers]
+    uneven = [f"{workers} workers do not divide {name} {size}" for name, size in sizes.items() if size % workers]
+    return _head_problems(shape, workers) + uneven
 
 
 def check_heads(shape: Shape, tensor_parallel_size: int) -> None:
-    """Check what engines insist on, and no cut changes: a whole number of heads for every worker; raises ConfigError."""
+    """Check what engines insist on, and no axis changes: a whole number of heads for every worker; raises ConfigError."""
     if problems := _head_problems(shape, tensor_parallel_size):
         raise ConfigError(f"tensor_parallel_size {tensor_parallel_size}: {' and '.join(problems)}, which no cut changes")
 
@@ -172,12 +192,24 @@ def shrink_config(config: Mapping[str, Any], shape: Shape, kept_layers: Sequence
         "vocab_size": shape.vocab_size,
         "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.num_hidden_layers,
+        "hidden_size": shape.hidden_size,
+        "num_attention_heads": shape.num_attention_heads,
     }
+    if shape.model_type != "qwen2" or "head_dim" in config:  # left out, it is what the hidden size gives a head
+        changed["head_dim"] = shape.head_dim
     if config.get("layer_types"):
         changed["layer_types"] = [config["layer_types"][layer] for layer in kept_layers]
     if "max_window_layers" in config:
         changed["max_window_layers"] = sum(layer < config["max_window_layers"] for layer in kept_layers)
     return {**config, **changed}
+
+
+def _query_heads(shape: Shape, hidden_size: int) -> int:
+    """Query heads of the shape with a narrower embedding; 0 where none fit it."""
+    if shape.model_type != "qwen2":
+        return shape.num_attention_heads
+    heads, rest = divmod(hidden_size, shape.head_dim)
+    return 0 if rest or heads % shape.num_key_value_heads or heads > shape.num_attention_heads else heads
 
 
 def _head_problems(shape: Shape, workers: int) -> list[str]:

@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 from supertiny.compress.config import AXES, SIZES, Axis, PruneConfig
 from supertiny.compress.latency import LatencyModel
-from supertiny.compress.shapes import INPUT_MULTIPLE, VOCABULARY_MULTIPLE, Shape, check_heads, kernel_problems, read_shape, share_problems
+from supertiny.compress.shapes import (
+    INPUT_MULTIPLE,
+    VOCABULARY_MULTIPLE,
+    Shape,
+    check_heads,
+    kernel_problems,
+    read_shape,
+    share_problems,
+    with_hidden_size,
+)
 from supertiny.errors import ConfigError
 
 
@@ -46,6 +55,12 @@ class Limits:
     intermediate_size: int | None = None
     tensor_parallel_size: int = 1
     """Workers that every layer has to be split over evenly."""
+    hidden_size: int | None = None
+    """The embedding width to take; None leaves it as it is."""
+
+    def narrowed(self, shape: Shape) -> Shape:
+        """A shape with that embedding width; raises as `with_hidden_size`."""
+        return shape if self.hidden_size is None else with_hidden_size(shape, self.hidden_size)
 
     def vocabularies(self, num_rows: int) -> range:
         """Sizes that a vocabulary of so many rows can be cut to."""
@@ -57,10 +72,11 @@ def student_shape(values: Mapping[str, Any], config: PruneConfig) -> Shape:
     """The shape of the student with this `config.json`, which can be cut as a config says.
 
     Raises:
-        ConfigError: as `read_shape` and `check_heads`; the target is in bytes of bfloat16, and the student's weights have others.
+        ConfigError: as `read_shape`, `with_hidden_size` and `check_heads`; the target is in bytes of bfloat16, and the student's weights
+            have others.
     """
     shape = read_shape(values)
-    check_heads(shape, config.tensor_parallel_size)
+    check_heads(limits_of(config).narrowed(shape), config.tensor_parallel_size)
     kind = values.get("dtype") or values.get("torch_dtype") or "bfloat16"
     if config.target_bytes is not None and kind not in ("bfloat16", "float16"):
         raise ConfigError(f"target_bytes counts two bytes a parameter, and a cut of this student stays {kind}; set target_parameters")
@@ -102,7 +118,8 @@ def _target_in_seconds(most: float, tolerance: float, shape: Shape, latency: Lat
 
 def limits_of(config: PruneConfig, smallest_vocab: int = 2 * VOCABULARY_MULTIPLE) -> Limits:
     """The limits that a config sets."""
-    return Limits(smallest_vocab, config.vocab_size, config.num_hidden_layers, config.intermediate_size, config.tensor_parallel_size)
+    pinned = {name: getattr(config, name) for name in (*SIZES.values(), "hidden_size")}
+    return Limits(smallest_vocab, tensor_parallel_size=config.tensor_parallel_size, **pinned)
 
 
 def solve(shape: Shape, axis: Axis, target: Target, limits: Limits = Limits()) -> Shape:
@@ -111,14 +128,14 @@ def solve(shape: Shape, axis: Axis, target: Target, limits: Limits = Limits()) -
     Evenly: the largest of the axes' relative cuts is the smallest; of equals the largest shape.
 
     Raises:
-        ConfigError: no shape that stock kernels take meets the target; names the nearest ones.
+        ConfigError: no shape that stock kernels take meets the target, or they do not take the embedding width; names the nearest ones.
     """
     candidates = list(_candidates(shape, axis, target, limits))
     fitting = [candidate for candidate in candidates if target.least <= target.measure(candidate) <= target.most]
     if fitting:
         return min(fitting, key=lambda candidate: (_largest_cut(shape, candidate, axis), -target.measure(candidate)))
     nearest = sorted(candidates, key=lambda candidate: abs(target.measure(candidate) - target.most))[:2]
-    named = " or ".join(f"{describe_cut(candidate, axis)} ({_fraction(shape, candidate, target):.3f})" for candidate in nearest)
+    named = " or ".join(f"{describe_cut(candidate, axis, limits)} ({_fraction(shape, candidate, target):.3f})" for candidate in nearest)
     raise ConfigError(f"{target.words}: no {axis} reaches it; the nearest is {named or f'none: {_why_none(shape, axis, limits)}'}")
 
 
@@ -133,18 +150,20 @@ def solve_all(shape: Shape, target: Target, limits: Limits = Limits(), axes: Seq
     return found
 
 
-def describe_cut(shape: Shape, axis: Axis) -> str:
-    """The sizes along an axis, such as `num_hidden_layers 18`."""
-    return ", ".join(f"{SIZES[part]} {getattr(shape, SIZES[part])}" for part in axis.split("+"))
+def describe_cut(shape: Shape, axis: Axis, limits: Limits = Limits()) -> str:
+    """The sizes along an axis, such as `num_hidden_layers 18`, and the embedding width where it is cut."""
+    sizes = [*(["hidden_size"] if limits.hidden_size else []), *(SIZES[part] for part in axis.split("+"))]
+    return ", ".join(f"{size} {getattr(shape, size)}" for size in sizes)
 
 
 def _candidates(shape: Shape, axis: Axis, target: Target, limits: Limits) -> Iterator[Shape]:
     cut = axis.split("+")
+    narrow = limits.narrowed(shape)
     layers = _options(shape, "depth", 1, 1, limits) if "depth" in cut else [shape.num_hidden_layers]
     step, known = INPUT_MULTIPLE * limits.tensor_parallel_size, set(kernel_problems(shape, limits.tensor_parallel_size))
     widths = _options(shape, "width", step, step, limits) if "width" in cut else [shape.intermediate_size]
     for num_layers, width in product(layers, widths):
-        candidate = replace(shape, num_hidden_layers=num_layers, intermediate_size=width)
+        candidate = replace(narrow, num_hidden_layers=num_layers, intermediate_size=width)
         if "vocab" in cut:
             for rows in _vocabularies(candidate, target, limits):
                 yield from _taken(replace(candidate, vocab_size=rows), known, limits)
@@ -153,9 +172,9 @@ def _candidates(shape: Shape, axis: Axis, target: Target, limits: Limits) -> Ite
 
 
 def _options(shape: Shape, axis: str, first: int, step: int, limits: Limits) -> Sequence[int]:
-    """Sizes below the present one, or the one that the limits name."""
+    """Sizes below the present one, or the one that the limits name; of a narrower embedding's feed-forwards the present one, too."""
     size, pinned = getattr(shape, SIZES[axis]), getattr(limits, SIZES[axis])
-    every = range(first, size, step)
+    every = [*range(first, size, step), *([size] if axis == "width" and limits.hidden_size else [])]
     return every if pinned is None else [pinned] if pinned in every else []
 
 
@@ -195,7 +214,7 @@ def _fraction(shape: Shape, candidate: Shape, target: Target) -> float:
 def _why_none(shape: Shape, axis: Axis, limits: Limits) -> str:
     workers, parts = limits.tensor_parallel_size, axis.split("+")
     shareable: dict[str, Any] = {SIZES[part]: workers * INPUT_MULTIPLE for part in parts}
-    if problems := share_problems(replace(shape, **shareable), workers):
+    if problems := share_problems(replace(limits.narrowed(shape), **shareable), workers):
         return f"{' and '.join(problems)}, which a cut of the {axis} leaves as it is"
     every = limits.vocabularies(shape.vocab_size)
     if "vocab" in parts and not every:
@@ -204,6 +223,6 @@ def _why_none(shape: Shape, axis: Axis, limits: Limits) -> str:
     if "vocab" in parts and limits.vocab_size is not None and limits.vocab_size < limits.smallest_vocab:
         stay = f"the {limits.smallest_vocab} tokens that have to stay"
         return f"vocab_size {limits.vocab_size} has no room for {stay}; take {every[0]}, or more by {every.step}"
-    pinned = [f"{name} {value}" for name in SIZES.values() if (value := getattr(limits, name)) is not None]
+    pinned = [f"{name} {value}" for name in ("hidden_size", *SIZES.values()) if (value := getattr(limits, name)) is not None]
     steps = f"widths go in steps of {INPUT_MULTIPLE * workers}, vocabularies of {every.step}"
     return f"{' and '.join(pinned)} is no size below the student's that kernels take ({steps})" if pinned else "nothing is left to remove"
