@@ -162,6 +162,7 @@ def make_inputs(experiment: Experiment, folder: Path) -> None:
     from supertiny.train.pretrain import pretrain
 
     config = experiment.inputs(folder)
+    Path(config.run_root).mkdir(parents=True, exist_ok=True)  # what is taken may be named from it, by way of ..
     for name, section in (("teacher", config.pretrain_teacher), ("base", config.pretrain_base)):
         if section is not None and name not in experiment.take:
             pretrain(section)

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 from ablations.experiment import Experiment
-from ablations.runs import Result, Stages, make_runs, missing_runs, result_of, runs
+from ablations.runs import Result, Stages, make_inputs, make_runs, missing_runs, result_of, runs
 from ablations.table import difference, mean, numbers, render
 from evaluation_artifacts import FakeModelConfig, publish_evaluation, rows
 
-from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.artifacts import Artifact, make, open_artifact, resolve
 from supertiny.config import StageConfig, load, validate
 from supertiny.errors import ConfigError, NotFinite, Stopped, SupertinyError
 from supertiny.evaluate.config import EvaluateConfig
@@ -80,6 +80,15 @@ def test_what_is_taken_is_neither_made_nor_looked_up_in_the_inputs(tmp_path: Pat
     small = experiment(take={"rollouts": "/made", "base": "../../other/seed-{seed}/rl"})
     stage = small.stage(small.variants[1], 7, tmp_path)
     assert (stage.rollouts, stage.student) == ("/made", "../../other/seed-7/rl")
+
+
+def test_what_rollouts_take_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made_before = tmp_path / "other" / "inputs" / "teacher"
+    made_before.mkdir(parents=True)
+    found = []
+    monkeypatch.setattr("supertiny.rollout.pipeline.rollout", lambda config: found.append(resolve(config.teacher, config.run_root)))
+    make_inputs(experiment(take={"teacher": "../../other/inputs/teacher"}), tmp_path)
+    assert [path.resolve() for path in found] == [made_before]
 
 
 @pytest.mark.parametrize(
