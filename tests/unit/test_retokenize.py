@@ -1,6 +1,7 @@
 """Rollouts in the tokens of a smaller vocabulary."""
 
 import json
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_a_model_that_does_not_say_which_tokens_it_kept_has_no_rollouts_renumber
     old = open_artifact("rollouts", str(tmp_path), "rollouts")
     with pytest.raises(MissingInput, match=r"kept_ids\.json: not there, .*; remove .* and prune again"):
         publish_renumbered(StageConfig(name="new", run_root=str(tmp_path)), old, old)
+
+
+def test_a_model_that_was_cut_again_to_other_tokens_has_its_rollouts_renumbered_again(tmp_path: Path):
+    publish_rollouts(tmp_path, [rollout()])
+    old = open_artifact("rollouts", str(tmp_path), "rollouts")
+    ids = []
+    for kept_ids in ([5, 6, 7], [5, 6, 7], [1, 5, 6, 7]):
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        model = make(
+            StageConfig(name="model", run_root=str(tmp_path)), "model", {}, lambda folder, kept=kept_ids: save_kept_ids(folder, kept)
+        )
+        new = publish_renumbered(StageConfig(name="new", run_root=str(tmp_path)), old, model)
+        ids.append([row.completion.token_ids for row in iter_rollouts(new.path)])
+    assert ids[0] == ids[1]
+    assert ids[2] == [[number + 1 for number in row] for row in ids[0]]
 
 
 def test_rollouts_are_renumbered_while_only_some_hundreds_are_held(tmp_path: Path):

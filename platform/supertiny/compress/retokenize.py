@@ -14,6 +14,7 @@ from supertiny.compress.calibration import Batch, row_token_ids
 from supertiny.compress.vocabulary import read_kept_ids
 from supertiny.config import StageConfig
 from supertiny.errors import CorruptArtifact
+from supertiny.fresh import set_aside_stale
 from supertiny.records import Rollout, TopK
 from supertiny.rollout_table import ACCEPTED, iter_rollouts, write_rollouts
 
@@ -71,13 +72,15 @@ def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact)
     Args:
         model: with the tokens that it kept, among them all that the rows are made of (`used_ids`).
     """
+    parents = {"rollouts": rollouts, "model": model}
+    set_aside_stale(config, parents)  # of a model that was cut again, maybe to other tokens
 
     def build(folder: Path) -> dict[str, Any]:
         new_ids = {number: place for place, number in enumerate(read_kept_ids(model.path))}
         written = write_rollouts(folder / ACCEPTED, (renumber_rollout(rollout, new_ids) for rollout in iter_rollouts(rollouts.path)))
         return {"rollouts": written, "accepted": written}
 
-    return make(config, "rollouts", {"rollouts": rollouts, "model": model}, build)
+    return make(config, "rollouts", parents, build)
 
 
 def renumber_rollout(rollout: Rollout, new_ids: Mapping[int, int]) -> Rollout:
