@@ -52,16 +52,16 @@ def test_the_choice_is_explained_in_one_sentence():
 
 def test_the_table_marks_what_is_chosen_and_what_is_dominated():
     lines = render(ALL, "w8a8", ["Why.", "On what."]).splitlines()
-    assert "| w8a8 | w8a8 | 93.0 % (92.0 to 94.0) | 10 | 0.00 M | 0.00 | 15.00 | 440 | 880 |  |  | **chosen** |" in lines
+    assert "| w8a8 | w8a8 | 93.0 % (92.0 to 94.0) | 10 | 0.00 M | 0.00 | 15.00 | 440 | 880 |  | chosen |" in lines
     assert lines[5].startswith("| awq ")
-    assert lines[5].endswith("| w8a8 |  |")
+    assert lines[5].endswith("| dominated by w8a8 |")
     assert len({line.count("|") for line in lines[:6]}) == 1
     assert lines[6:] == ["", "Why.", "", "On what."]
 
 
 def test_a_dominated_model_may_be_the_chosen_one():
     (line,) = [line for line in render(ALL, "awq", []).splitlines() if line.startswith("| awq")]
-    assert line.endswith("| w8a8 | **chosen** |")
+    assert line.endswith("| chosen, dominated by w8a8 |")
 
 
 def test_evaluations_of_other_models_or_of_other_prompts_are_refused(tmp_path):
@@ -147,13 +147,19 @@ def test_the_report_shows_the_newest_table_and_its_choice(tmp_path):
     assert newest_choice(str(tmp_path)) is None
     for name, models in (("pareto-old", ALL[:2]), ("pareto", ALL)):
         config = ParetoConfig(run_root=str(tmp_path), name=name)
-        found = {"rows": [row.model_dump(mode="json") for row in models], "model": "rl", "why": f"Why {name}.", "measured": "Speeds: here."}
+        found = {
+            "rows": [row.model_dump(mode="json") for row in models],
+            "model": "rl",
+            "why": f"Why `{name}`.",
+            "measured": "Speeds: here.",
+        }
         made = make(config, "pareto", {}, lambda _, found=found: found)
         later = {"created": f"2026-01-01T00:00:0{len(models)}Z"}
         (made.path / "manifest.json").write_text(made.manifest.model_copy(update=later).model_dump_json())
     publish_evaluation(tmp_path, publish_model(tmp_path, "rl"), rows([True] * 50))
     write_report(str(tmp_path), choice=newest_choice(str(tmp_path)))
     page = (tmp_path / "report.html").read_text()
-    assert "Why pareto. Speeds: here." in page
+    assert "Why <code>pareto</code>. Speeds: here." in page
     assert '<tr class="candidate"><th scope="row">rl</th>' in page
-    assert "dominated by" in page
+    assert "<td>93.0 %<small>92.0 to 94.0</small></td>" in page
+    assert "dominated by w8a8" in page

@@ -2,7 +2,7 @@ import json
 import shutil
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import pytest
@@ -21,12 +21,14 @@ from supertiny.errors import ConfigError, CorruptArtifact
 TEACHER = resolve("package://supertiny.tasks.assistant/models/teacher", ".")
 SENTENCES = ["dim the lamp in the hall", "play some jazz in the kitchen", "wake me at seven", "what is the weather in the hall today"]
 CHAT = [{"role": "user", "content": "dim the lamp"}]
+SCRATCH = TemporaryDirectory(prefix="supertiny-")
+"""What is cut once for all examples lies in it until the tests end."""
 
 
 @cache
 def llama_folder() -> Path:
     """A byte-level tokenizer as Llama 3's: a beginning of text that a template writes, special tokens behind the vocabulary."""
-    folder = Path(mkdtemp())
+    folder = Path(mkdtemp(dir=SCRATCH.name))
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -44,7 +46,7 @@ def llama_folder() -> Path:
 @cache
 def cut(source: Path, size: int) -> tuple[Path, tuple[int, ...]]:
     """A folder of the smaller tokenizer that can write the first sentence in its own tokens, and the ids that it keeps."""
-    folder, vocabulary = Path(mkdtemp()), read_vocabulary(source)
+    folder, vocabulary = Path(mkdtemp(dir=SCRATCH.name)), read_vocabulary(source)
     used = {*AutoTokenizer.from_pretrained(source).encode(SENTENCES[0]), *named_ids(source, vocabulary.num_tokens)}
     kept = tuple(choose_ids(vocabulary, required_ids(vocabulary, used), size, vocabulary.num_tokens))
     (folder / "config.json").write_text((source / "config.json").read_text() if (source / "config.json").exists() else "{}")

@@ -10,10 +10,8 @@ from supertiny.records import Record
 
 COLUMNS = (
     *("model", "format", "exact match", "USD a million right", "parameters", "MB", "p50 ms a token, batch 1"),
-    *("tokens/s at 8", "tokens/s at 32", "KL to its original, nats", "dominated by", ""),
+    *("tokens/s at 8", "tokens/s at 32", "KL to its original, nats", "standing"),
 )
-CHOSEN = "chosen"
-"""The mark of the row to serve."""
 
 
 class Row(Record):
@@ -66,8 +64,8 @@ def explain(rows: Sequence[Row], chosen: str, why: str) -> str:
 
 def render(rows: Sequence[Row], chosen: str, notes: Sequence[str]) -> str:
     """The table in Markdown, a paragraph a note below it."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join("**chosen**" if cell == CHOSEN else cell for cell in line) + " |" for line in cells(rows, chosen)]
+    lines = ["| " + " | ".join(line) + " |" for line in (COLUMNS, *cells(rows, chosen))]
+    lines.insert(1, "|" + "---|" * len(COLUMNS))
     return "\n".join([*lines, *(line for note in notes for line in ("", note)), ""])
 
 
@@ -82,8 +80,9 @@ def _cells(row: Row, rows: Sequence[Row], chosen: str) -> list[str]:
     size = [f"{row.parameters / 1e6:,.2f} M", f"{row.bytes / 1e6:,.2f}"]
     rates = [f"{row.tokens_per_second[batch]:,.0f}" for batch in (8, 32)]
     kl = "" if row.kl_nats is None else f"{row.kl_nats:.4f}"
-    marks = [dominated_by(row, rows) or "", CHOSEN if row.name == chosen else ""]
-    return [row.name, row.format, interval, cost, *size, f"{1000 * row.seconds_per_token:.2f}", *rates, kl, *marks]
+    beaten = dominated_by(row, rows)
+    standing = ", ".join([*(["chosen"] if row.name == chosen else []), *([f"dominated by {beaten}"] if beaten else [])])
+    return [row.name, row.format, interval, cost, *size, f"{1000 * row.seconds_per_token:.2f}", *rates, kl, standing]
 
 
 def _merits(row: Row) -> list[float]:

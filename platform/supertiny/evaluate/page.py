@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -161,11 +162,16 @@ def _stage_cells(stage: Stage) -> list[str]:
 
 
 def _choice(choice: Choice) -> str:
-    table = _table(choice.columns, (("candidate" if "chosen" in cells else "", list(map(escape, cells))) for cells in choice.rows))
+    rows = (("candidate" if cells[0] == choice.model else "", list(map(_interval_below, cells))) for cells in choice.rows)
+    why = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(choice.why))
     return (
         '<section aria-labelledby="choice"><h2 id="choice">Formats and shapes against each other</h2>'
-        f'<p class="muted">{escape(choice.why)} {escape(choice.measured)}</p>{table}</section>'
+        f'<p class="muted">{why} {escape(choice.measured)}</p>{_table(choice.columns, rows)}</section>'
     )
+
+
+def _interval_below(cell: str) -> str:
+    return re.sub(r" \((.+)\)$", r"<small>\1</small>", escape(cell))
 
 
 def _healing(report: Report) -> str:

@@ -192,10 +192,12 @@ class Ab(Record):
 class Choice(Record):
     """Which of several measured models to serve: the Pareto table."""
 
+    model: str
+    """Its name, the first cell of its row."""
     columns: list[str]
     rows: list[list[str]]
     why: str
-    """The choice in one sentence."""
+    """The choice in one sentence, names between backticks."""
     measured: str
     """What the speeds are of."""
 

@@ -36,7 +36,8 @@ def newest_choice(run_root: str) -> Choice | None:
         return None
     found = tables[-1].metrics
     rows = [Row.model_validate(row) for row in found["rows"]]
-    return Choice(columns=list(COLUMNS), rows=cells(rows, found["model"]), why=found["why"], measured=found["measured"])
+    chosen = found["model"]
+    return Choice(model=chosen, columns=list(COLUMNS), rows=cells(rows, chosen), why=found["why"], measured=found["measured"])
 
 
 def show(report: Report, run_root: Path) -> None:
