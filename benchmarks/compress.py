@@ -1,6 +1,6 @@
 """Tokens a second of Qwen2.5-0.5B's shape cut to 0.40B along every axis, against the uncut one, in vLLM on this machine.
 
-    python benchmarks/compress.py                                          # on two cores some 55 minutes
+    python benchmarks/compress.py                                          # on two cores some 50 minutes
     python benchmarks/compress.py --models vocab+depth --folder /tmp/cuts  # one cut; what lies in the folder is not made again
 
 Random weights in bfloat16, so that speed and bytes are real and quality means nothing; a real checkpoint takes the same path:
@@ -9,15 +9,17 @@ the bits with LLM Compressor. The models: `half_billion` (494.0M, uncut), a cut 
 them in other formats. `--models` names others, with `:w8a8`, `:awq_w4a16` or `:gptq_w4a16` behind a cut for a format.
 Calibration is 4,096 tokens, 64 rows of 64, and each step ends with what the stages measure too: how far the distributions moved.
 
-Every step has a process of its own, whose seconds and highest resident memory are printed. Speeds are measured in turns, `--runs` times
-each, in a fresh process: the same prompts, one at a time, 32 tokens of output; medians of tokens a second. They are printed as the table of
-docs/pareto.md, where a model is beaten by one that is no larger, no slower with any number of requests, and better in one of these. The
-last line is one JSON: the cut by depth, the best along several axes, and the best of all, over the uncut one.
+Every step has a process of its own, whose seconds and highest resident memory are printed. Other guests of a machine can halve its speed
+from one minute to the next, so every model is measured beside the uncut one: both engines are up, and answer the same prompt one after the
+other, each first in every second turn, 32 tokens of output. A pair of answers gives a ratio; medians and middle halves of the ratios are
+printed as the table of docs/pareto.md, where a model is beaten by one that is no larger, no slower with any number of requests, and better
+in one of these. The last line is one JSON: the cut by depth, the best along several axes, and the best of all, over the uncut one.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -45,23 +47,33 @@ HALF_BILLION = "half_billion"
 CUTS = {axis: {"axis": axis, "target_parameters": 405_000_000, "tolerance_fraction": 0.03} for axis in AXES}
 FORMATS = ("w8a8", "awq_w4a16", "gptq_w4a16")
 DEFAULT_MODELS = (HALF_BILLION, *AXES, "vocab:w8a8", "depth:w8a8", "vocab+depth:w8a8", "depth+width:w8a8", "width:awq_w4a16")
-COLUMNS = ("model", "vocabulary x layers x width", "M parameters", "MB", "p50, ms a token at 1", "tokens/s at 1", "of the uncut")
+COLUMNS = ("model", "vocabulary x layers x width", "M parameters", "MB", "p50, ms a token at 1", "times the uncut (middle half)")
 NUM_PROMPTS, MAX_TOKENS = 6, 32
 ENGINE = EngineConfig(max_model_len=256, max_num_seqs=32, kv_cache_gib=0.5)
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 Result = dict[str, Any]
+Measured = list[tuple[float, float]]
+"""Seconds a token of the uncut model and of another one, measured one right after the other."""
+Pairs = dict[int, Measured]
+"""By requests in flight."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(DEFAULT_MODELS), help="default: %(default)s")
-    parser.add_argument("--runs", type=int, default=3, help="measurements of each (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="pairs of measurements of each, and as many of every prompt alone (default: %(default)s)"
+    )
     parser.add_argument("--folder", help="where the models are made and kept; default: a temporary one")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="requests in flight (default: %(default)s)")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[8, 32], help="requests in flight, besides one alone (default: %(default)s)"
+    )
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
-        print(json.dumps(STEPS[arguments.step[0]](Path(arguments.folder), arguments.step[1], arguments.batches)))
+        step, name = arguments.step
+        ours = {"batches": arguments.batches, "runs": arguments.runs} if step == "speed" else {}
+        print(json.dumps(STEPS[step](Path(arguments.folder), name, **ours)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         compare(
@@ -70,50 +82,66 @@ def main() -> None:
 
 
 def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> None:
-    """Make what is missing, measure in turns, and print."""
+    """Make what is missing, measure each beside the uncut one, and print."""
     for name in models:
         make(folder, name)
-    results: dict[str, list[Result]] = {name: [] for name in models}
-    for _ in range(arguments.runs):
-        for name in models:
-            results[name].append(in_a_process(folder, "speed", name, arguments.batches))
-    rates = {name: median_rates(runs) for name, runs in results.items()}
-    seconds = {name: statistics.median(run["seconds_per_token"] for run in runs) for name, runs in results.items()}
-    print(table([row(folder, name, seconds[name], rates[name]) for name in models]))
-    print(json.dumps(ratios({name: rate[1] for name, rate in rates.items()})))
+    pairs: dict[str, Pairs] = {}
+    for name in models:
+        if name != HALF_BILLION:
+            pairs[name] = measure(folder, name, arguments)
+            print(f"speed {name}: {describe(pairs[name][1])} times the uncut one's, one request at a time", flush=True)
+    print(table(folder, pairs))
+    print(json.dumps(ratios({name: ratio(each[1]) for name, each in pairs.items()})))
 
 
-def median_rates(runs: list[Result]) -> dict[int, float]:
-    """Median tokens a second by requests in flight."""
-    return {int(batch): statistics.median(run["tokens_per_second"][batch] for run in runs) for batch in runs[0]["tokens_per_second"]}
+def measure(folder: Path, name: str, arguments: argparse.Namespace) -> Pairs:
+    batches, runs = [str(batch) for batch in arguments.batches], str(arguments.runs)
+    found = in_a_process(folder, "speed", name, "--batches", *batches, "--runs", runs)
+    return {int(batch): each for batch, each in found.items()}
 
 
-def ratios(rates: dict[str, float]) -> dict[str, float]:
+def ratio(pairs: Measured) -> float:
+    """How many times as fast as the uncut model."""
+    return statistics.median(uncut / ours for uncut, ours in pairs)
+
+
+def describe(pairs: Measured) -> str:
+    """The ratio's median and middle half."""
+    low, _, high = statistics.quantiles((uncut / ours for uncut, ours in pairs), n=4)
+    return f"{ratio(pairs):.2f} ({low:.2f} to {high:.2f})"
+
+
+def ratios(over: dict[str, float]) -> dict[str, float]:
     """Tokens a second at batch 1 over those of the uncut model in bfloat16."""
-    over = {name: rate / rates[HALF_BILLION] for name, rate in rates.items() if name != HALF_BILLION}
     mixes = {name: rate for name, rate in over.items() if "+" in name}
     named = {"depth_vs_half_billion": {"depth": over.get("depth")}, "best_vs_half_billion": mixes, "best_of_all_vs_half_billion": over}
     return {key: round(max(rates), 4) for key, each in named.items() if (rates := [rate for rate in each.values() if rate is not None])}
 
 
-def row(folder: Path, name: str, seconds: float, rates: dict[int, float]) -> Row:
-    """A model's size and speeds; all have one quality."""
+def row(folder: Path, name: str, over: dict[int, float]) -> Row:
+    """A model's size, and its speeds in those of the uncut one; all have one quality."""
     size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
     quality = {"quality": 0.0, "quality_low": 0.0, "quality_high": 0.0}
     shape = {"format": name.partition(":")[2] or "bfloat16", "parameters": shape_of(name).num_parameters}
-    return Row(name=name, bytes=size, seconds_per_token=seconds, tokens_per_second=rates, **shape, **quality)
+    return Row(name=name, bytes=size, seconds_per_token=1 / over[1], tokens_per_second=over, **shape, **quality)
 
 
-def table(rows: list[Row]) -> str:
-    """In Markdown; the first row is the one that the others are compared with."""
-    batches = [batch for batch in rows[0].tokens_per_second if batch != 1]
-    cells = [[*COLUMNS, *(f"at {batch}" for batch in batches), "beaten by"]]
-    for each in rows:
-        shape, rates = shape_of(each.name), each.tokens_per_second
+def table(folder: Path, pairs: dict[str, Pairs]) -> str:
+    """In Markdown, the uncut model first: its speeds are of all pairs."""
+    uncut = {batch: [(of, of) for each in pairs.values() for of, _ in each[batch]] for batch in next(iter(pairs.values()))}
+    measured = {HALF_BILLION: uncut, **pairs}
+    rows = {name: row(folder, name, {batch: ratio(each) for batch, each in found.items()}) for name, found in measured.items()}
+    heads = [f"{what} at {batch}" for batch in uncut if batch > 1 for what in ("tokens/s", "of the uncut")]
+    cells = [[*COLUMNS, *heads, "beaten by"]]
+    for name, found in measured.items():
+        shape, each = shape_of(name), rows[name]
         sizes = f"{shape.vocab_size:,} x {shape.num_hidden_layers} x {shape.intermediate_size:,}"
-        over = rates[1] / rows[0].tokens_per_second[1]
-        speeds = [f"{1000 * each.seconds_per_token:.1f}", f"{rates[1]:.1f}", f"{over:.2f}", *(f"{rates[batch]:.1f}" for batch in batches)]
-        cells.append([each.name, sizes, f"{each.parameters / 1e6:.1f}", f"{each.bytes / 1e6:.1f}", *speeds, dominated_by(each, rows) or ""])
+        seconds = {batch: statistics.median(ours for _, ours in of) for batch, of in found.items()}
+        rates = [text for batch, of in found.items() if batch > 1 for text in (f"{1 / seconds[batch]:.0f}", f"{ratio(of):.2f}")]
+        alone = [f"{1000 * seconds[1]:.1f}", describe(found[1]) if name != HALF_BILLION else "1.00", *rates]
+        cells.append(
+            [name, sizes, f"{each.parameters / 1e6:.1f}", f"{each.bytes / 1e6:.1f}", *alone, dominated_by(each, [*rows.values()]) or ""]
+        )
     first, *others = (f"| {' | '.join(line)} |" for line in cells)
     return "\n".join([first, "|" + "---|" * len(cells[0]), *others])
 
@@ -148,7 +176,7 @@ def make(folder: Path, name: str) -> None:
         make(folder, HALF_BILLION)
     step = "quantize" if form else "weights" if name == HALF_BILLION else "cut"
     shutil.rmtree(unfinished(folder, name), ignore_errors=True)
-    made = in_a_process(folder, step, name, [1])
+    made = in_a_process(folder, step, name)
     unfinished(folder, name).rename(folder / name)
     print(f"{step} {name}: {made['seconds']:.0f} s, at most {made['bytes'] / 1e9:.1f} GB", flush=True)
 
@@ -158,8 +186,8 @@ def unfinished(folder: Path, name: str) -> Path:
     return folder / f"{name}.partial"
 
 
-def in_a_process(folder: Path, step: str, name: str, batches: list[int]) -> Result:
-    command = [sys.executable, __file__, "--folder", str(folder), "--step", step, name, "--batches", *map(str, batches)]
+def in_a_process(folder: Path, step: str, name: str, *more: str) -> Result:
+    command = [sys.executable, __file__, "--folder", str(folder), "--step", step, name, *more]
     ran = subprocess.run(command, env={**os.environ, **QUIET}, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"{step} {name} failed:\n{ran.stderr[-3000:]}")
@@ -167,7 +195,7 @@ def in_a_process(folder: Path, step: str, name: str, batches: list[int]) -> Resu
     return result
 
 
-def weights(folder: Path, name: str, _: list[int]) -> Result:
+def weights(folder: Path, name: str) -> Result:
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -180,7 +208,7 @@ def weights(folder: Path, name: str, _: list[int]) -> Result:
     return taken()
 
 
-def cut(folder: Path, name: str, _: list[int]) -> Result:
+def cut(folder: Path, name: str) -> Result:
     from supertiny.compress.calibration import equal_length_batches
     from supertiny.compress.export import divergence
     from supertiny.compress.prune import Cut, write_pruned
@@ -197,7 +225,7 @@ def cut(folder: Path, name: str, _: list[int]) -> Result:
     return taken()
 
 
-def quantized(folder: Path, name: str, _: list[int]) -> Result:
+def quantized(folder: Path, name: str) -> Result:
     from supertiny.compress.calibration import equal_length_batches
     from supertiny.compress.export import divergence
     from supertiny.compress.quantize import recipe, write_quantized
@@ -210,12 +238,36 @@ def quantized(folder: Path, name: str, _: list[int]) -> Result:
     return taken()
 
 
-def speed(folder: Path, name: str, batches: list[int]) -> Result:
-    from supertiny.compress.speed import measure_speed
+def speed(folder: Path, name: str, batches: list[int], runs: int) -> Pairs:
+    """Both engines side by side in this process."""
+    from supertiny.llm.vllm import VllmLlm
+
+    llms = [VllmLlm(folder / each, ENGINE) for each in (HALF_BILLION, name)]
+    try:
+        return asyncio.run(in_turns(llms, batches, runs))
+    finally:
+        for llm in llms:
+            llm.close()
+
+
+async def in_turns(llms: list[Any], batches: list[int], runs: int) -> Pairs:
+    """Seconds a token of both, by requests in flight."""
+    from supertiny.compress.speed import fill, time_answers, warm_up
 
     texts = [f"set a timer for {at + 5} minutes" for at in range(NUM_PROMPTS)]
     prompts = [Prompt(id=text, messages=[{"role": "user", "content": text}]) for text in texts]
-    return measure_speed(folder / name, prompts, [], ENGINE, MAX_TOKENS, batches).model_dump(mode="json")
+    for llm in llms:
+        await warm_up(llm, prompts, max(batches, default=1))
+    turns = [(1, [prompt]) for prompt in prompts] + [(batch, fill(prompts, batch)) for batch in batches]
+    pairs: Pairs = {batch: [] for batch in (1, *batches)}
+    for run in range(runs):
+        for turn, (batch, asked) in enumerate(turns):
+            seconds = [0.0, 0.0]
+            for at in (0, 1) if (run + turn) % 2 else (1, 0):
+                tokens, taken = await time_answers(llms[at], asked, batch, MAX_TOKENS)
+                seconds[at] = taken / tokens
+            pairs[batch].append((seconds[0], seconds[1]))
+    return pairs
 
 
 def token_rows() -> list[list[int]]:

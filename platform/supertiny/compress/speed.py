@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from supertiny.errors import NoProgress
@@ -15,7 +15,7 @@ from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt, Record, Tool
 
 WARM_UP_TOKENS = 8
-"""Length of the answers before anything is timed, as many together as at most later."""
+"""Length of the answers before anything is timed."""
 
 
 class Speed(Record):
@@ -55,32 +55,40 @@ def median_speed(runs: Sequence[Speed]) -> Speed:
     )
 
 
-async def _measure(llm: VllmLlm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
-    async def ask(prompt: Prompt, most: int = max_tokens) -> int:
-        (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=most))
-        return completion.usage.completion_tokens
+async def time_answers(
+    llm: VllmLlm, prompts: Sequence[Prompt], in_flight: int, max_tokens: int, tools: Sequence[Tool] = ()
+) -> tuple[int, float]:
+    """Tokens of all answers, and the seconds until the last one ends."""
+    slots = asyncio.Semaphore(in_flight)
 
-    await asyncio.gather(*(ask(prompts[at % len(prompts)], WARM_UP_TOKENS) for at in range(max(batches))))
-    alone = [await _timed(ask, [prompt], 1) for prompt in prompts]
+    async def ask(prompt: Prompt) -> int:
+        async with slots:
+            (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=max_tokens))
+            return completion.usage.completion_tokens
+
+    started = time.monotonic()
+    tokens = sum(await asyncio.gather(*map(ask, prompts)))
+    return tokens, time.monotonic() - started
+
+
+async def warm_up(llm: VllmLlm, prompts: Sequence[Prompt], in_flight: int, tools: Sequence[Tool] = ()) -> None:
+    """Short answers before anything is timed, as many together as at most later."""
+    await time_answers(llm, fill(prompts, in_flight), in_flight, WARM_UP_TOKENS, tools)
+
+
+def fill(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
+    """So many of them, from the first again after the last."""
+    return [prompts[at % len(prompts)] for at in range(number)]
+
+
+async def _measure(llm: VllmLlm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
+    await warm_up(llm, prompts, max(batches), tools)
+    alone = [await time_answers(llm, [prompt], 1, max_tokens, tools) for prompt in prompts]
     if not sum(tokens for tokens, _ in alone):
         raise NoProgress("the model ended every answer before its first token; a speed needs some")
     rates = {1: sum(tokens for tokens, _ in alone) / sum(seconds for _, seconds in alone)}
     for batch in batches:
         if batch > 1:
-            many = [prompts[at % len(prompts)] for at in range(2 * batch)]
-            tokens, seconds = await _timed(ask, many, batch)
+            tokens, seconds = await time_answers(llm, fill(prompts, 2 * batch), batch, max_tokens, tools)
             rates[batch] = tokens / seconds
     return Speed(seconds_per_token=statistics.median(seconds / tokens for tokens, seconds in alone if tokens), tokens_per_second=rates)
-
-
-async def _timed(ask: Callable[[Prompt], Awaitable[int]], prompts: Sequence[Prompt], in_flight: int) -> tuple[int, float]:
-    """Tokens of all answers and the seconds until the last."""
-    slots = asyncio.Semaphore(in_flight)
-
-    async def one(prompt: Prompt) -> int:
-        async with slots:
-            return await ask(prompt)
-
-    started = time.monotonic()
-    tokens = sum(await asyncio.gather(*map(one, prompts)))
-    return tokens, time.monotonic() - started
