@@ -28,6 +28,7 @@ from supertiny.compress.logits import logits_by_part
 from supertiny.compress.prune import Cut, plan, prune, write_pruned
 from supertiny.compress.shapes import read_shape
 from supertiny.compress.solver import solve, target_of
+from supertiny.compress.vocabulary import read_kept_ids
 from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.rollout_table import read_rollouts
 
@@ -227,6 +228,27 @@ def test_rollouts_that_a_kill_kept_from_being_published_are_on_the_next_run_with
     monkeypatch.delattr("supertiny.compress.prune.plan")  # as a later version of it might choose other tokens
     assert prune(config).path.stat().st_ino == made
     assert read_rollouts(tmp_path / "prune-rollouts") == read_rollouts(tmp_path / "before")
+
+
+def test_rollouts_made_again_with_a_token_that_the_cut_dropped_are_named_with_what_to_do(tmp_path: Path):
+    make_run(tmp_path, "sft", tiny_student(1, 512), num_pairs=200)
+    *rows, last = read_rollouts(tmp_path / "rollouts")
+    shutil.rmtree(tmp_path / "rollouts")
+    publish_rollouts(tmp_path, [*rows, last])
+    config = PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95)
+    dropped = min({*range(200)} - {*read_kept_ids(prune(config).path)})
+    shutil.rmtree(tmp_path / "rollouts")
+    text = AutoTokenizer.from_pretrained(tmp_path / "sft").decode([dropped])
+    completion = last.completion.model_copy(update={"text": text, "token_ids": [dropped, 457], "top_k": None})
+    publish_rollouts(tmp_path, [*rows, last.model_copy(update={"completion": completion})])
+    for _ in range(2):
+        with pytest.raises(
+            CorruptArtifact, match=rf"rollouts: rollout p39/0 has the token id {dropped}, which .*prune dropped: .*; remove .*prune and"
+        ):
+            prune(config)
+    shutil.rmtree(tmp_path / "prune")
+    assert dropped in read_kept_ids(prune(config).path)
+    assert read_rollouts(tmp_path / "prune-rollouts")[-1].completion.token_ids[0] < dropped
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def prune(config: PruneConfig) -> Artifact:
     Raises:
         ConfigError: no kernel-friendly shape reaches the target, or the vocabulary would lose a token that has to stay; raised before any
             weight is read.
-        CorruptArtifact: a rollout's tokens are not the student's; where the vocabulary is cut, raised before any weight is read, too.
+        CorruptArtifact: a rollout's tokens are not the student's; where the vocabulary is cut, raised before any weight is read, too. Or
+            it was cut before the rollouts were made again, which have a token that it lost.
     """
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
