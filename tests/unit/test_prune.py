@@ -271,8 +271,18 @@ def test_a_vocabulary_that_all_has_to_stay_is_not_cut(tmp_path: Path):
     make_run(tmp_path, "sft", tiny_student(1))
     with pytest.raises(ConfigError, match="258 of 384 tokens have to stay"):
         prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.93))
-    with pytest.raises(ConfigError, match="nothing is left to remove, 258 of 384 tokens have to stay and vocabularies go in steps of 128"):
+    with pytest.raises(
+        ConfigError, match=r"nothing is left to remove, 258 of 384 tokens have to stay .* and vocabularies go in steps of 128"
+    ):
         prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.93, vocab_size=256))
+
+
+def test_a_vocabulary_that_would_drop_a_special_token_is_refused_with_what_has_to_stay(tmp_path: Path):
+    make_run(tmp_path, "sft", tiny_student(1, 512), num_pairs=200)
+    stay = "256 single bytes, 2 special and tool tokens, 0 that rollouts and settings use"
+    with pytest.raises(ConfigError, match=rf"vocab_size 256 has no room for the 258 tokens that have to stay \({stay}.*\); take 384"):
+        prune(PruneConfig(run_root=str(tmp_path), axis="vocab", vocab_size=256))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rollouts", "sft"]
 
 
 def test_tokens_are_looked_for_while_only_some_hundreds_of_rollouts_are_held(tmp_path: Path):
