@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from supertiny.config import PlaceConfig, PlacedConfig
+from supertiny.config import PlaceConfig, PlacedConfig, check_kinds
 from supertiny.formats import FORMAT_DEFAULTS, FORMAT_NAMES, Format
 from supertiny.llm.config import EngineConfig
 
@@ -140,6 +140,7 @@ class QuantizeConfig(CompressConfig):
         """Show a format's defaults in the resolved config, and refuse settings where they would do nothing."""
         if not isinstance(values, Mapping):
             return values
+        check_kinds(cls, values)
         form = values.get("format", cls.model_fields["format"].default)
         others = {name: other for other, name in FORMAT_NAMES.items() if other != form}
         if form in FORMAT_NAMES and values.get("name") in others:

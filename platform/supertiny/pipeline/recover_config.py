@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from supertiny.compress.config import QuantizeConfig
-from supertiny.config import JobConfig, StageConfig
+from supertiny.config import JobConfig, StageConfig, check_kinds
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.train.config import DistillConfig
 
@@ -74,6 +74,7 @@ class RecoverConfig(StageConfig):
         """Give both sections what the top says of run and task."""
         if not isinstance(values, Mapping):
             return values
+        check_kinds(cls, values)
         top = {key: values[key] for key in JobConfig.model_fields if key in values}
         start: dict[str, dict[str, Any]] = {"heal": {"name": "heal", "student": "prune"}, "evaluate": {"model": "prune"}}
         if values.get("quantize"):
