@@ -35,7 +35,8 @@ class RecoverConfig(StageConfig):
     max_rounds: int = Field(4, ge=0, le=100)
     """Rounds at most; 0 measures alone."""
     max_tokens: int = Field(1_000_000_000, ge=1)
-    """Training tokens of all healing; the first round is made in any case, and none after it that the one before shows to go beyond."""
+    """Training tokens of all healing: no round is begun that would go beyond if it took as many as the healing before it. Without `cut`
+    there was none, and the first round is made in any case."""
     heal: DistillConfig
     """One round; each starts from the one before, the first from `heal.student`, the cut model or what became of it. Each has another
     `seed`."""
