@@ -14,7 +14,7 @@ from supertiny.compress.config import AXES, PruneConfig
 from supertiny.compress.dry_run import describe
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, solve, target_of
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, MissingInput
 
 JOB = Path(__file__).parents[2] / "jobs" / "prune.py"
 
@@ -330,6 +330,21 @@ def test_a_target_in_bytes_is_refused_where_the_cut_would_have_other_weights(tmp
     with pytest.raises(ConfigError, match="target_bytes counts two bytes a parameter, and a cut of this student stays float32"):
         describe(PruneConfig(student=str(tmp_path), axis="depth", target_bytes=6_000_000))
     describe(PruneConfig(student=str(tmp_path), axis="depth", target_parameters=2_700_000))
+
+
+def test_a_config_of_any_file_name_has_its_table(tmp_path: Path):
+    (tmp_path / "half.json").write_text(json.dumps(QWEN_HALF_BILLION))
+    assert "494,032,768" in describe(PruneConfig(student=str(tmp_path / "half.json"), axis="depth"))
+
+
+def test_a_path_where_no_config_can_be_read_is_an_error(tmp_path: Path):
+    with pytest.raises(MissingInput, match=r"no config\.json there"):
+        describe(PruneConfig(student=str(tmp_path)))
+    with pytest.raises(MissingInput, match=r"half\.json: nothing at"):
+        describe(PruneConfig(student=str(tmp_path / "half.json")))
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    with pytest.raises(MissingInput, match="cannot be read: Is a directory"):
+        describe(PruneConfig(student=str(tmp_path / "model")))
 
 
 def test_a_dry_run_of_a_student_that_is_not_made_yet_says_so(tmp_path: Path):
