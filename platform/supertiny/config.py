@@ -11,7 +11,8 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -108,6 +109,42 @@ def validate(cls: type[C], values: Mapping[str, Any], source: str) -> C:
         raise ConfigError(f"{source} is not a valid {cls.__name__}: {problems}") from None
 
 
+def check_kinds(cls: type[Config], values: Mapping[str, Any], above: str = "") -> None:
+    """Look at values before a validator does that runs ahead of pydantic, which would end in a traceback.
+
+    Raises:
+        ValueError: a section is no table, a name no text or a list of names none; says where it is, `above` included.
+    """
+    for name, field in cls.model_fields.items():
+        kind, value = field.annotation, values.get(name)
+        section = _section(kind)
+        if section is not None and isinstance(value, Mapping):
+            check_kinds(section, value, f"{above}{name}.")
+        elif value is not None and (expected := _unlike(value, kind, section)):
+            raise ValueError(f"{above}{name}: expected {expected}, got {value!r}")
+
+
+def _unlike(value: Any, kind: Any, section: type[Config] | None) -> str:
+    """What was expected instead of a value; empty where it is of that kind, or of one that only pydantic knows."""
+    if section is not None:
+        return "" if isinstance(value, section) else "a table of settings"
+    if _is_text(kind):
+        return "" if isinstance(value, str) else "text"
+    names = get_origin(kind) is tuple and _is_text(get_args(kind)[0])
+    listed = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    return "a list of names" if names and not listed else ""
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or (get_origin(kind) is Literal and all(isinstance(each, str) for each in get_args(kind)))
+
+
+def _section(kind: Any) -> type[Config] | None:
+    """The config that a field holds, or may hold."""
+    others = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return next((each for each in (kind, *others) if hasattr(each, "model_fields")), None)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -157,6 +194,5 @@ def _keys_at(cls: type[Config], location: tuple[int | str, ...]) -> list[str]:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
         if field is None:
             return []
-        candidates = (field.annotation, *get_args(field.annotation))
-        section = next((kind for kind in candidates if hasattr(kind, "model_fields")), None)
+        section = _section(field.annotation)
     return list(section.model_fields) if section is not None else []

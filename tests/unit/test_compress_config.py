@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from supertiny.compress.config import LatencyConfig, ParityConfig, PruneConfig, QuantizeConfig
-from supertiny.config import load, validate
+from supertiny.config import Config, load, validate
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import GateConfig
 from supertiny.formats import FORMAT_NAMES
@@ -137,6 +137,24 @@ def test_a_cut_is_to_eight_tenths_where_no_target_is_set():
 def test_a_resolved_pruning_config_is_itself_a_config(values: dict):
     config = PruneConfig(**values)
     assert validate(PruneConfig, config.model_dump(mode="json"), "test") == config
+
+
+@pytest.mark.parametrize("config", [(QuantizeConfig, "w8a8"), (RecoverConfig, "recover-awq"), (PipelineConfig, "pipeline")])
+@pytest.mark.parametrize("value", ["3", "[[1]]"])
+def test_a_setting_of_another_kind_is_refused_in_a_line_wherever_it_is(config: tuple[type[Config], str], value: str):
+    cls, file = config
+    refused = []
+    for key in settings_of(cls):
+        try:
+            load(cls, DEMO / f"{file}.toml", [f"{key}={value}"])
+        except ConfigError as error:  # anything else would be a traceback
+            refused += [key] if key.rpartition(".")[2] in str(error) else []
+    assert len(refused) > 5
+
+
+def settings_of(cls: type[Config]) -> list[str]:
+    sections = {name: field.annotation for name, field in cls.model_fields.items() if hasattr(field.annotation, "model_fields")}
+    return [*cls.model_fields, *(f"{name}.{key}" for name, section in sections.items() for key in section.model_fields)]
 
 
 @pytest.mark.parametrize("setting", ["max_kl_nats=0.0175", "min_greedy_agreement=0.9", "num_rows=1", "top_k=1"])

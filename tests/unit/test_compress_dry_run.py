@@ -15,7 +15,7 @@ from test_shapes import QWEN_HALF_BILLION
 from supertiny.compress.config import QuantizeConfig
 from supertiny.compress.dry_run import describe_format
 from supertiny.config import PlaceConfig
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, MissingInput
 
 JOB = Path(__file__).parents[2] / "jobs" / "quantize.py"
 
@@ -46,6 +46,11 @@ def test_what_the_run_would_refuse_is_refused(tmp_path: Path, settings: dict[str
 def test_a_config_that_is_no_json_is_refused_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
         describe_format(QuantizeConfig(student=student(tmp_path, "{")))
+
+
+def test_a_path_where_no_config_can_be_read_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match=r"no config\.json there"):
+        describe_format(QuantizeConfig(student=str(tmp_path)))
 
 
 def test_a_student_that_is_not_made_yet_is_no_problem_and_a_gpu_is_looked_for_where_the_stage_will_run(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from supertiny.config import Config, StageConfig, load, validate
+from supertiny.config import Config, StageConfig, check_kinds, load, validate
 from supertiny.errors import ConfigError
 
 
@@ -16,6 +17,8 @@ class Optimizer(Config):
 
     learning_rate: float = Field(1e-5, gt=0)
     """Peak."""
+    kind: Literal["plain", "nesterov"] = "plain"
+    """A choice."""
 
 
 class Example(Config):
@@ -29,6 +32,8 @@ class Example(Config):
     """A section."""
     warmup: Optimizer | None = None
     """An optional section."""
+    parts: tuple[Literal["a", "b"], ...] = ()
+    """Names."""
 
     @model_validator(mode="after")
     def _names_differ_from_sizes(self) -> Example:
@@ -53,6 +58,23 @@ def test_a_misspelt_key_is_named_with_the_file_the_class_and_the_key_that_was_me
 def test_a_misspelt_key_of_a_section_is_named_with_its_path(section: str) -> None:
     with pytest.raises(ConfigError, match=rf"{section}\.lerning_rate: no such key; did you mean learning_rate\?"):
         load(Example, None, ["name=x", f"{section}.lerning_rate=1e-3"])
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"optimizer": 3}, "optimizer: expected a table of settings, got 3"),
+        ({"warmup": "x"}, "warmup: expected a table of settings, got 'x'"),
+        ({"name": [1]}, r"name: expected text, got \[1\]"),
+        ({"warmup": {"kind": {}}}, r"warmup\.kind: expected text, got {}"),
+        ({"parts": "x"}, "parts: expected a list of names, got 'x'"),
+        ({"parts": [[1]]}, r"parts: expected a list of names, got \[\[1\]\]"),
+    ],
+)
+def test_what_is_of_another_kind_is_found_before_a_validator_looks_into_it(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=f"^{problem}$"):
+        check_kinds(Example, values)
+    check_kinds(Example, {"name": "x", "group_size": "what pydantic refuses", "optimizer": Optimizer(), "warmup": None, "parts": ["a"]})
 
 
 def test_a_key_like_no_other_gets_no_suggestion() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from compress_run import make_run, some_rollouts, tiny_student
+from tiny_rollouts import publish_rollouts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import Artifact, make, open_artifact
@@ -14,6 +15,7 @@ from supertiny.compress.parity import check_passed, compare, file_problems, gap_
 from supertiny.config import StageConfig
 from supertiny.errors import ConfigError, GateNotPassed
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.llm.config import EngineConfig
 from supertiny.records import Completion, Rollout, TopK, Usage
 
 K = 20
@@ -159,7 +161,7 @@ def test_a_model_may_have_been_made_from_none(tmp_path: Path):
 def test_rollouts_that_the_engine_has_no_room_for_are_left_out(tmp_path: Path):
     make_run(tmp_path, "rl", tiny_student(2))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rl")
-    rows = some_rollouts(4)
+    rows = some_rollouts(16)
     lengths = {
         row.rollout_id: len(prompt_token_ids(tokenizer, row.prompt.messages, []))
         + len(completion_token_ids(tokenizer, row.completion.text))
@@ -168,8 +170,20 @@ def test_rollouts_that_the_engine_has_no_room_for_are_left_out(tmp_path: Path):
     longest = max(lengths.values())
     assert within(longest + 1, rows, tokenizer) == rows
     assert within(longest, rows, tokenizer) == [row for row in rows if lengths[row.rollout_id] < longest]
-    with pytest.raises(ConfigError, match="max_model_len 16 is too short for every one of 4 rollouts"):
-        within(16, rows, tokenizer)
+
+
+@pytest.mark.parametrize(("num_rollouts", "max_model_len"), [(7, 4096), (16, 16)])
+def test_too_few_rollouts_for_a_proof_are_refused_before_an_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_rollouts: int, max_model_len: int
+):
+    make_run(tmp_path, "rl", tiny_student(1))
+    publish_rollouts(tmp_path, some_rollouts(num_rollouts), "few")
+    monkeypatch.delattr(parity, "score_all")
+    engine = EngineConfig(max_model_len=max_model_len)
+    said = rf"of {num_rollouts} drawn rollouts are shorter than engine.max_model_len {max_model_len}, and a proof takes 8 at least"
+    with pytest.raises(ConfigError, match=said):
+        prove(ParityConfig(run_root=str(tmp_path), model="rl", rollouts="few", engine=engine))
+    assert not (tmp_path / "parity").exists()
 
 
 def test_an_engine_with_another_tokenizer_or_template_is_found(tmp_path: Path):

@@ -28,6 +28,7 @@ from supertiny.compress.logits import logits_by_part
 from supertiny.compress.prune import Cut, plan, prune, write_pruned
 from supertiny.compress.shapes import read_shape
 from supertiny.compress.solver import solve, target_of
+from supertiny.compress.vocabulary import read_kept_ids
 from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.rollout_table import read_rollouts
 
@@ -229,6 +230,27 @@ def test_rollouts_that_a_kill_kept_from_being_published_are_on_the_next_run_with
     assert read_rollouts(tmp_path / "prune-rollouts") == read_rollouts(tmp_path / "before")
 
 
+def test_rollouts_made_again_with_a_token_that_the_cut_dropped_are_named_with_what_to_do(tmp_path: Path):
+    make_run(tmp_path, "sft", tiny_student(1, 512), num_pairs=200)
+    *rows, last = read_rollouts(tmp_path / "rollouts")
+    shutil.rmtree(tmp_path / "rollouts")
+    publish_rollouts(tmp_path, [*rows, last])
+    config = PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95)
+    dropped = min({*range(200)} - {*read_kept_ids(prune(config).path)})
+    shutil.rmtree(tmp_path / "rollouts")
+    text = AutoTokenizer.from_pretrained(tmp_path / "sft").decode([dropped])
+    completion = last.completion.model_copy(update={"text": text, "token_ids": [dropped, 457], "top_k": None})
+    publish_rollouts(tmp_path, [*rows, last.model_copy(update={"completion": completion})])
+    for _ in range(2):
+        with pytest.raises(
+            CorruptArtifact, match=rf"rollouts: rollout p39/0 has the token id {dropped}, which .*prune dropped: .*; remove .*prune and"
+        ):
+            prune(config)
+    shutil.rmtree(tmp_path / "prune")
+    assert dropped in read_kept_ids(prune(config).path)
+    assert read_rollouts(tmp_path / "prune-rollouts")[-1].completion.token_ids[0] < dropped
+
+
 @pytest.mark.parametrize(
     ("strange", "said"), [([500], "its token id 500 is no token of the student's"), ([5, 6], "its 3 token ids are not its text")]
 )
@@ -249,8 +271,18 @@ def test_a_vocabulary_that_all_has_to_stay_is_not_cut(tmp_path: Path):
     make_run(tmp_path, "sft", tiny_student(1))
     with pytest.raises(ConfigError, match="258 of 384 tokens have to stay"):
         prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.93))
-    with pytest.raises(ConfigError, match="nothing is left to remove, 258 of 384 tokens have to stay and vocabularies go in steps of 128"):
+    with pytest.raises(
+        ConfigError, match=r"nothing is left to remove, 258 of 384 tokens have to stay .* and vocabularies go in steps of 128"
+    ):
         prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.93, vocab_size=256))
+
+
+def test_a_vocabulary_that_would_drop_a_special_token_is_refused_with_what_has_to_stay(tmp_path: Path):
+    make_run(tmp_path, "sft", tiny_student(1, 512), num_pairs=200)
+    stay = "256 single bytes, 2 special and tool tokens, 0 that rollouts and settings use"
+    with pytest.raises(ConfigError, match=rf"vocab_size 256 has no room for the 258 tokens that have to stay \({stay}.*\); take 384"):
+        prune(PruneConfig(run_root=str(tmp_path), axis="vocab", vocab_size=256))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rollouts", "sft"]
 
 
 def test_tokens_are_looked_for_while_only_some_hundreds_of_rollouts_are_held(tmp_path: Path):

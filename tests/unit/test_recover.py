@@ -73,6 +73,11 @@ def test_where_none_was_enough_the_best_round_is_named(tmp_path: Path):
     assert (found["ended"], found["model"]) == ("rounds", "heal-1")
 
 
+def test_without_a_healing_before_it_the_first_round_is_made_in_any_case(tmp_path: Path):
+    found, _ = healed(tmp_path, [700, 800, 850], max_tokens=1)
+    assert (found["ended"], found["rounds"][-1]["tokens"]) == ("tokens", 100)
+
+
 def test_no_round_is_begun_that_would_go_beyond_the_tokens(tmp_path: Path):
     found, _ = healed(tmp_path, [700, 800, 850, 880], max_tokens=250)
     assert (found["ended"], found["rounds"][-1]["tokens"]) == ("tokens", 200)
@@ -119,7 +124,9 @@ def test_a_student_that_was_healed_before_says_what_that_took_and_what_it_gave(t
     found, healer = healed(tmp_path, [900, 930], **settings)
     assert [(each["model"], each["tokens"]) for each in found["rounds"]] == [("prune", 0), ("heal", 40)]
     assert (found["ended"], healer.stages) == ("tokens", [])
-    found, healer = healed(tmp_path, [900, 930], **{**settings, "max_tokens": 1000})
+    found, healer = healed(tmp_path, [900, 930], **{**settings, "max_tokens": 79})
+    assert (found["ended"], healer.stages) == ("tokens", [])
+    found, healer = healed(tmp_path, [900, 930], **{**settings, "max_tokens": 80})
     assert [(each["model"], each["tokens"]) for each in found["rounds"]] == [("prune", 0), ("heal", 40), ("heal-1", 140)]
     assert found["ended"] == "rounds"
 

@@ -216,7 +216,7 @@ def test_workers_that_do_not_divide_the_heads_are_named():
 
 def test_workers_that_no_cut_can_give_whole_heads_are_refused():
     check_heads(read_shape(QWEN_HALF_BILLION), 14)
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size 4: 4 workers do not divide 14 heads, which no cut changes"):
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size 4: 4 workers do not divide 14 heads, which no axis changes"):
         check_heads(read_shape(QWEN_HALF_BILLION), 4)
 
 

@@ -14,7 +14,7 @@ from supertiny.compress.config import AXES, PruneConfig
 from supertiny.compress.dry_run import describe
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import Limits, solve, target_of
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, MissingInput
 
 JOB = Path(__file__).parents[2] / "jobs" / "prune.py"
 
@@ -147,14 +147,22 @@ def test_tokens_that_have_to_stay_bound_the_vocabulary():
         (
             TINY,
             Limits(1007, vocab_size=896),
-            "nothing is left to remove, 1007 of 1024 tokens have to stay and vocabularies go in steps of 128",
+            r"nothing is left to remove, 1007 of 1024 tokens have to stay \(every byte\) and vocabularies go in steps of 128",
         ),
-        (TINY, Limits(700, vocab_size=640), "vocab_size 640 has no room for the 700 tokens that have to stay; take 768, or more by 128"),
-        (TINY, Limits(800, vocab_size=640, tensor_parallel_size=2), "800 of 1024 tokens have to stay and vocabularies go in steps of 256"),
+        (
+            TINY,
+            Limits(700, "every word", vocab_size=640),
+            r"no room for the 700 tokens that have to stay \(every word\); take 768, or more by 128",
+        ),
+        (
+            TINY,
+            Limits(800, vocab_size=640, tensor_parallel_size=2),
+            "800 of 1024 tokens have to stay .* and vocabularies go in steps of 256",
+        ),
         (
             QWEN_HALF_BILLION,
             Limits(vocab_size=52_352, tensor_parallel_size=2),
-            r"vocab_size 52352 is no size below the student's that kernels take \(widths go in steps of 256, vocabularies of 256\)",
+            r"vocab_size 52352 is no size below the student's 151936 that kernels take \(256 to 151808, by 256\)",
         ),
     ],
 )
@@ -199,8 +207,33 @@ def test_workers_share_the_heads_that_a_narrower_embedding_leaves(tmp_path: Path
     lines = describe(config).splitlines()
     assert next(line for line in lines if line.startswith("* width")).split()[5] == "1,024"
     assert any(line.startswith("depth: ") and "4 workers do not divide 18 heads, which a cut of the depth leaves" in line for line in lines)
-    with pytest.raises(ConfigError, match="4 workers do not divide 14 heads"):
+    with pytest.raises(
+        ConfigError, match=r"hidden_size 896: possible are .* among 4 workers in shares that kernels take; the nearest is 1024 or 512"
+    ):
         describe(config.model_copy(update={"hidden_size": 896}))
+
+
+@pytest.mark.parametrize(("workers", "width", "nearest"), [(1, 700, ["640", "768"]), (2, 700, ["768", "512"]), (4, 700, ["512"])])
+def test_an_embedding_width_that_is_named_as_the_nearest_can_be_taken(workers: int, width: int, nearest: list[str]):
+    with pytest.raises(ConfigError) as refused:
+        solved(QWEN_HALF_BILLION, "width", Limits(hidden_size=width, tensor_parallel_size=workers))
+    assert str(refused.value).rpartition("the nearest is ")[2].split(" or ") == nearest
+    for each in map(int, nearest):
+        limits = Limits(hidden_size=each, tensor_parallel_size=workers)
+        assert solved(QWEN_HALF_BILLION, "width", limits, target_parameters_fraction=0.5, tolerance_fraction=0.49).hidden_size == each
+
+
+def test_workers_that_can_share_the_heads_of_no_embedding_width_are_blamed_themselves():
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size 3: 3 workers do not divide 14 heads and .*, which no axis changes"):
+        solved(QWEN_HALF_BILLION, "width", Limits(hidden_size=768, tensor_parallel_size=3))
+
+
+def test_of_two_sizes_that_are_named_the_wrong_one_is_blamed():
+    limits = Limits(vocab_size=50_048, num_hidden_layers=30)
+    with pytest.raises(
+        ConfigError, match=r"none: num_hidden_layers 30 is no size below the student's 24 that kernels take \(1 to 23, by 1\)$"
+    ):
+        solved(QWEN_HALF_BILLION, "vocab+depth", limits)
 
 
 def test_a_size_that_is_no_multiple_is_refused():
@@ -297,6 +330,21 @@ def test_a_target_in_bytes_is_refused_where_the_cut_would_have_other_weights(tmp
     with pytest.raises(ConfigError, match="target_bytes counts two bytes a parameter, and a cut of this student stays float32"):
         describe(PruneConfig(student=str(tmp_path), axis="depth", target_bytes=6_000_000))
     describe(PruneConfig(student=str(tmp_path), axis="depth", target_parameters=2_700_000))
+
+
+def test_a_config_of_any_file_name_has_its_table(tmp_path: Path):
+    (tmp_path / "half.json").write_text(json.dumps(QWEN_HALF_BILLION))
+    assert "494,032,768" in describe(PruneConfig(student=str(tmp_path / "half.json"), axis="depth"))
+
+
+def test_a_path_where_no_config_can_be_read_is_an_error(tmp_path: Path):
+    with pytest.raises(MissingInput, match=r"no config\.json there"):
+        describe(PruneConfig(student=str(tmp_path)))
+    with pytest.raises(MissingInput, match=r"half\.json: nothing at"):
+        describe(PruneConfig(student=str(tmp_path / "half.json")))
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    with pytest.raises(MissingInput, match="cannot be read: Is a directory"):
+        describe(PruneConfig(student=str(tmp_path / "model")))
 
 
 def test_a_dry_run_of_a_student_that_is_not_made_yet_says_so(tmp_path: Path):

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qw
 from supertiny.artifacts import resolve
 from supertiny.compress.export import copy_unchanged
 from supertiny.compress.retokenize import check_tokenizer
-from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.compress.vocabulary import choose_ids, describe_required, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.errors import ConfigError, CorruptArtifact
 
 TEACHER = resolve("package://supertiny.tasks.assistant/models/teacher", ".")
@@ -134,12 +134,12 @@ def test_a_token_is_kept_with_everything_that_it_is_merged_from():
     assert len(made) == len(tokens) - 256
 
 
-def test_a_size_that_would_drop_a_special_token_is_refused():
+def test_what_has_to_stay_is_counted_by_what_it_is():
     vocabulary = read_vocabulary(llama_folder())
-    required = required_ids(vocabulary, [])
-    assert len(required) == 256 + 3
-    with pytest.raises(ConfigError, match="would drop 3 of the 259 tokens that have to stay: the 3 special and tool tokens"):
-        choose_ids(vocabulary, required, 256, vocabulary.num_tokens)
+    assert describe_required(vocabulary, required_ids(vocabulary, [])).startswith("256 single bytes, 3 special and tool tokens, 0 that")
+    required = required_ids(vocabulary, [vocabulary.ids["Ġthe"], vocabulary.added["<|tool|>"], vocabulary.ids["a"]])
+    assert describe_required(vocabulary, required).startswith(f"256 single bytes, 3 special and tool tokens, {len(required) - 259} that")
+    assert len(required) > 259
 
 
 def test_a_token_that_was_added_without_a_row_is_refused_by_name():

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from supertiny.config import PlaceConfig, PlacedConfig
+from supertiny.config import PlaceConfig, PlacedConfig, check_kinds
 from supertiny.formats import FORMAT_DEFAULTS, FORMAT_NAMES, Format
 from supertiny.llm.config import EngineConfig
 
@@ -16,6 +16,9 @@ AXES: tuple[Axis, ...] = get_args(Axis)
 SIZES = {"vocab": "vocab_size", "depth": "num_hidden_layers", "width": "intermediate_size"}
 """The size that cutting along an axis changes, in the words of a Hugging Face config."""
 TARGETS = ("target_parameters_fraction", "target_parameters", "target_bytes", "target_seconds_per_token")
+
+MIN_PROOF_ROWS = 8
+"""Rollouts that a proof of parity takes at least: one alone has a score of tokens, which say little."""
 
 DEPTH_DEFAULTS = {"layers": "chosen", "influence": "similarity"}
 """How layers are chosen where the config leaves it out."""
@@ -140,6 +143,7 @@ class QuantizeConfig(CompressConfig):
         """Show a format's defaults in the resolved config, and refuse settings where they would do nothing."""
         if not isinstance(values, Mapping):
             return values
+        check_kinds(cls, values)
         form = values.get("format", cls.model_fields["format"].default)
         others = {name: other for other, name in FORMAT_NAMES.items() if other != form}
         if form in FORMAT_NAMES and values.get("name") in others:
@@ -196,8 +200,8 @@ class ParityConfig(PlacedConfig):
     """Model artifact to prove."""
     rollouts: str = "rollouts"
     """Rollouts artifact, in the model's tokens; its completions are what both score."""
-    num_rows: int = Field(32, ge=8, le=4096)
-    """Rollouts scored, one of each of so many prompts."""
+    num_rows: int = Field(32, ge=MIN_PROOF_ROWS, le=4096)
+    """Rollouts scored, one of each of so many prompts, but those that are too long for the engine; 8 have to be left."""
     top_k: int = Field(20, ge=10, le=1000)
     """Likeliest tokens at every position that are compared one by one; the rest as one."""
     max_kl_nats: float = Field(0.005, gt=0, le=0.015)

@@ -22,19 +22,19 @@ COLUMNS = ("parameters", "of all", "bf16 MB", "8-bit MB", "4-bit MB")
 
 
 def describe(config: PruneConfig) -> str:
-    """A table of the shapes that every axis and mix reaches, or that the student is not there yet. No weight is read.
+    """A table of the shapes that every axis and mix reaches, or which of the run's artifacts is not there yet. No weight is read.
 
     How many tokens have to stay is known once the rollouts are read, so a vocabulary here may turn out to be too small.
 
     Raises:
         ConfigError: the student cannot be cut, or not to the target along the config's own axis; then the table is logged before.
+        MissingInput: nothing is at the student's path, or no model.
         CorruptArtifact: the latencies are damaged.
     """
-    try:
-        values, latency = _student_config(config), _latency(config)
-    except (MissingInput, OSError) as error:
-        return f"no table of shapes: {error}"
-    shape = student_shape(values, config)
+    needed = [config.student] if config.target_seconds_per_token is None else [config.student, config.latency]
+    if missing := _not_made_yet(needed, config.run_root):
+        return f"no table of shapes: {missing}"
+    shape, latency = student_shape(_student_config(config), config), _latency(config)
     target = target_of(config, shape, latency)
     found = solve_all(shape, target, Limits(tensor_parallel_size=config.tensor_parallel_size))
     found |= solve_all(shape, target, limits_of(config), [config.axis])
@@ -46,18 +46,18 @@ def describe(config: PruneConfig) -> str:
 
 
 def describe_format(config: QuantizeConfig) -> str:
-    """The student's bytes before and after, or that it is not there yet. No weight is read.
+    """The student's bytes before and after, or that the run has not made it yet. No weight is read.
 
     Raises:
         ConfigError: as quantizing: the student is quantized already, the groups do not fit its widths, or the format is for a GPU and there
             is none at the config's place.
+        MissingInput: nothing is at the student's path, or no model.
     """
     if config.format in GPU_FORMATS:
         check_device(config.format, _has_gpu(config))
-    try:
-        shape = read_shape(_student_config(config))
-    except (MissingInput, OSError) as error:
-        return f"no sizes: {error}"
+    if missing := _not_made_yet([config.student], config.run_root):
+        return f"no sizes: {missing}"
+    shape = read_shape(_student_config(config))
     if config.group_size:
         check_group_size(shape, config.group_size, config.tensor_parallel_size)
     before, after = shape.num_bytes(), shape.num_bytes(config.format, config.group_size or 1)
@@ -72,10 +72,22 @@ def _has_gpu(config: QuantizeConfig) -> bool:
     return torch.cuda.is_available()
 
 
+def _not_made_yet(artifacts: Iterable[str], run_root: str) -> str:
+    """Which of a run's artifacts a stage before this one still has to make, if any; what is named by a path has to be there."""
+    for artifact in artifacts:
+        try:
+            resolve(artifact, run_root)
+        except MissingInput as error:
+            if "/" in artifact:
+                raise
+            return str(error)
+    return ""
+
+
 def _student_config(config: CompressConfig) -> Mapping[str, Any]:
-    """Of a model artifact, of any Hugging Face folder, or the `config.json` at this path."""
+    """Of a model artifact, of any Hugging Face folder, or in a file of whatever name."""
     path = resolve(config.student, config.run_root)
-    return read_model_config(path.parent if path.name == "config.json" else path)
+    return read_model_config(path.parent, path.name) if path.is_file() else read_model_config(path)
 
 
 def _latency(config: PruneConfig) -> LatencyModel | None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import Artifact, find_parent, make, open_artifact
 from supertiny.compress.calibration import first_rollouts
-from supertiny.compress.config import ParityConfig
+from supertiny.compress.config import MIN_PROOF_ROWS, ParityConfig
 from supertiny.errors import ConfigError, GateNotPassed
 from supertiny.fresh import set_aside_stale
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
@@ -42,7 +42,7 @@ def prove(config: ParityConfig) -> Artifact:
 
     Raises:
         MissingInput, CorruptArtifact: model or rollouts are not there or damaged.
-        ConfigError: all rollouts that were drawn are too long for the engine.
+        ConfigError: under 8 rollouts are there and not too long for the engine.
     """
     model = open_artifact(config.model, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
@@ -112,11 +112,14 @@ def within(max_model_len: int, rows: Sequence[Rollout], tokenizer: Any) -> list[
     """The rollouts that an engine of such a context takes, one token more included, which it has to make.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there are too few for a proof.
     """
     short = [row for row in rows if _num_tokens(row, tokenizer) < max_model_len]
-    if not short:
-        raise ConfigError(f"engine.max_model_len {max_model_len} is too short for every one of {len(rows)} rollouts; raise it")
+    if len(short) < MIN_PROOF_ROWS:
+        raise ConfigError(
+            f"{len(short)} of {len(rows)} drawn rollouts are shorter than engine.max_model_len {max_model_len}, and a proof takes "
+            f"{MIN_PROOF_ROWS} at least; raise it or num_rows, or make more rollouts"
+        )
     if len(short) < len(rows):
         log.warning(
             "%d of %d rollouts are longer than engine.max_model_len %d, and left out", len(rows) - len(short), len(rows), max_model_len

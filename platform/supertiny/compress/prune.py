@@ -29,7 +29,7 @@ from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.solver import limits_of, solve, student_shape, target_of
-from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.compress.vocabulary import choose_ids, describe_required, named_ids, read_vocabulary, required_ids, write_tokenizer
 from supertiny.config import StageConfig
 from supertiny.llm.folders import read_model_config
 from supertiny.rollout_table import iter_rollouts
@@ -56,7 +56,8 @@ def prune(config: PruneConfig) -> Artifact:
     Raises:
         ConfigError: no kernel-friendly shape reaches the target, or the vocabulary would lose a token that has to stay; raised before any
             weight is read.
-        CorruptArtifact: a rollout's tokens are not the student's; where the vocabulary is cut, raised before any weight is read, too.
+        CorruptArtifact: a rollout's tokens are not the student's; where the vocabulary is cut, raised before any weight is read, too. Or
+            it was cut before the rollouts were made again, which have a token that it lost.
     """
     student = open_artifact(config.student, config.run_root, "model")
     rollouts = open_artifact(config.rollouts, config.run_root, "rollouts")
@@ -98,7 +99,8 @@ def plan(config: PruneConfig, student: Path, rollouts: Path, latency: LatencyMod
     vocabulary = read_vocabulary(student)
     used = used_ids(AutoTokenizer.from_pretrained(student), iter_rollouts(rollouts, top_k=False))
     required = required_ids(vocabulary, used | named_ids(student, shape.vocab_size))
-    smaller = solve(shape, config.axis, target, limits_of(config, len(required)))
+    limits = limits_of(config, len(required), describe_required(vocabulary, required))
+    smaller = solve(shape, config.axis, target, limits)
     return Cut(smaller, kept_ids=choose_ids(vocabulary, required, smaller.vocab_size, shape.vocab_size), **ways)
 
 

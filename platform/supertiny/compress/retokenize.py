@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,25 @@ def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact)
 
     Args:
         model: with the tokens that it kept, among them all that the rows are made of (`used_ids`).
+
+    Raises:
+        CorruptArtifact: a row has another token, since the rollouts were made again after the cut.
     """
     parents = {"rollouts": rollouts, "model": model}
     set_aside_stale(config, parents)  # of a model that was cut again, maybe to other tokens
 
-    def build(folder: Path) -> dict[str, Any]:
+    def renumbered() -> Iterator[Rollout]:
         new_ids = {number: place for place, number in enumerate(read_kept_ids(model.path))}
-        written = write_rollouts(folder / ACCEPTED, (renumber_rollout(rollout, new_ids) for rollout in iter_rollouts(rollouts.path)))
+        for rollout in iter_rollouts(rollouts.path):
+            if dropped := set(rollout.completion.token_ids) - new_ids.keys():
+                raise CorruptArtifact(
+                    f"{rollouts.path}: rollout {rollout.rollout_id} has the token id {min(dropped)}, which {model.path} dropped: they were "
+                    f"made again after that cut; remove {model.path} and the models that were made of it, and prune again"
+                )
+            yield renumber_rollout(rollout, new_ids)
+
+    def build(folder: Path) -> dict[str, Any]:
+        written = write_rollouts(folder / ACCEPTED, renumbered())
         return {"rollouts": written, "accepted": written}
 
     return make(config, "rollouts", parents, build)

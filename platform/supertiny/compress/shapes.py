@@ -117,23 +117,27 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def with_hidden_size(shape: Shape, hidden_size: int) -> Shape:
+def with_hidden_size(shape: Shape, hidden_size: int, tensor_parallel_size: int = 1) -> Shape:
     """The shape with a narrower embedding and, of Qwen2, whose heads share it out in vLLM, as many query heads as fill it.
 
     Key-value heads and `head_dim` stay, so that every key-value head loses equally many query heads.
 
     Raises:
-        ConfigError: kernels or heads do not take that width; names the nearest that they do.
+        ConfigError: kernels, heads or workers do not take that width; names the nearest that they do. Or they take none, as `check_heads`.
     """
-    possible = [width for width in range(INPUT_MULTIPLE, shape.hidden_size, INPUT_MULTIPLE) if _query_heads(shape, width)]
+    possible = _narrower(shape, tensor_parallel_size)
+    if not possible:
+        check_heads(shape, tensor_parallel_size)
     if hidden_size not in possible:
         rule = f"multiples of {INPUT_MULTIPLE} below the student's {shape.hidden_size}"
         if shape.model_type == "qwen2":
             rule += f", shared out among at most its {shape.num_attention_heads} heads of {shape.head_dim}, as many for each of its "
             rule += f"{shape.num_key_value_heads} key-value heads"
+            if tensor_parallel_size > 1:
+                rule += f", and among {tensor_parallel_size} workers in shares that kernels take"
         nearest = sorted(possible, key=lambda width: abs(width - hidden_size))[:2]
         raise ConfigError(f"hidden_size {hidden_size}: possible are {rule}; the nearest is {' or '.join(map(str, nearest)) or 'none'}")
-    return replace(shape, hidden_size=hidden_size, num_attention_heads=_query_heads(shape, hidden_size))
+    return possible[hidden_size]
 
 
 def kernel_problems(shape: Shape, tensor_parallel_size: int = 1) -> list[str]:
@@ -165,7 +169,7 @@ def share_problems(shape: Shape, workers: int) -> list[str]:
 def check_heads(shape: Shape, tensor_parallel_size: int) -> None:
     """Check what engines insist on, and no axis changes: a whole number of heads for every worker; raises ConfigError."""
     if problems := _head_problems(shape, tensor_parallel_size):
-        raise ConfigError(f"tensor_parallel_size {tensor_parallel_size}: {' and '.join(problems)}, which no cut changes")
+        raise ConfigError(f"tensor_parallel_size {tensor_parallel_size}: {' and '.join(problems)}, which no axis changes")
 
 
 def check_group_size(shape: Shape, group_size: int, tensor_parallel_size: int = 1) -> None:
@@ -202,6 +206,17 @@ def shrink_config(config: Mapping[str, Any], shape: Shape, kept_layers: Sequence
     if "max_window_layers" in config:
         changed["max_window_layers"] = sum(layer < config["max_window_layers"] for layer in kept_layers)
     return {**config, **changed}
+
+
+def _narrower(shape: Shape, workers: int) -> dict[int, Shape]:
+    """By their width the shapes with a narrower embedding whose heads workers can share, and in which kernels like nothing less."""
+    known, possible = set(kernel_problems(shape, workers)), {}
+    for width in range(INPUT_MULTIPLE, shape.hidden_size, INPUT_MULTIPLE):
+        if heads := _query_heads(shape, width):
+            narrow = replace(shape, hidden_size=width, num_attention_heads=heads)
+            if not _head_problems(narrow, workers) and known.issuperset(kernel_problems(narrow, workers)):
+                possible[width] = narrow
+    return possible
 
 
 def _query_heads(shape: Shape, hidden_size: int) -> int:

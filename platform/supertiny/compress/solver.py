@@ -49,6 +49,8 @@ class Limits:
 
     smallest_vocab: int = 2 * VOCABULARY_MULTIPLE
     """Tokens that have to stay."""
+    staying: str = "every byte"
+    """What they are, for messages."""
     vocab_size: int | None = None
     """The one to take; None leaves it to the solver, as the next two."""
     num_hidden_layers: int | None = None
@@ -60,7 +62,7 @@ class Limits:
 
     def narrowed(self, shape: Shape) -> Shape:
         """A shape with that embedding width; raises as `with_hidden_size`."""
-        return shape if self.hidden_size is None else with_hidden_size(shape, self.hidden_size)
+        return shape if self.hidden_size is None else with_hidden_size(shape, self.hidden_size, self.tensor_parallel_size)
 
     def vocabularies(self, num_rows: int) -> range:
         """Sizes that a vocabulary of so many rows can be cut to."""
@@ -116,10 +118,10 @@ def _target_in_seconds(most: float, tolerance: float, shape: Shape, latency: Lat
     return Target(most, most - tolerance * whole, "seconds", words, latency)
 
 
-def limits_of(config: PruneConfig, smallest_vocab: int = 2 * VOCABULARY_MULTIPLE) -> Limits:
-    """The limits that a config sets."""
+def limits_of(config: PruneConfig, smallest_vocab: int = Limits.smallest_vocab, staying: str = Limits.staying) -> Limits:
+    """The limits that a config sets, with what has to stay of a vocabulary."""
     pinned = {name: getattr(config, name) for name in (*SIZES.values(), "hidden_size")}
-    return Limits(smallest_vocab, tensor_parallel_size=config.tensor_parallel_size, **pinned)
+    return Limits(smallest_vocab, staying, tensor_parallel_size=config.tensor_parallel_size, **pinned)
 
 
 def solve(shape: Shape, axis: Axis, target: Target, limits: Limits = Limits()) -> Shape:
@@ -159,9 +161,9 @@ def describe_cut(shape: Shape, axis: Axis, limits: Limits = Limits()) -> str:
 def _candidates(shape: Shape, axis: Axis, target: Target, limits: Limits) -> Iterator[Shape]:
     cut = axis.split("+")
     narrow = limits.narrowed(shape)
-    layers = _options(shape, "depth", 1, 1, limits) if "depth" in cut else [shape.num_hidden_layers]
-    step, known = INPUT_MULTIPLE * limits.tensor_parallel_size, set(kernel_problems(shape, limits.tensor_parallel_size))
-    widths = _options(shape, "width", step, step, limits) if "width" in cut else [shape.intermediate_size]
+    layers = _options(shape, "depth", limits) if "depth" in cut else [shape.num_hidden_layers]
+    widths = _options(shape, "width", limits) if "width" in cut else [shape.intermediate_size]
+    known = set(kernel_problems(shape, limits.tensor_parallel_size))
     for num_layers, width in product(layers, widths):
         candidate = replace(narrow, num_hidden_layers=num_layers, intermediate_size=width)
         if "vocab" in cut:
@@ -171,20 +173,27 @@ def _candidates(shape: Shape, axis: Axis, target: Target, limits: Limits) -> Ite
             yield from _taken(candidate, known, limits)
 
 
-def _options(shape: Shape, axis: str, first: int, step: int, limits: Limits) -> Sequence[int]:
-    """Sizes below the present one, or the one that the limits name; of a narrower embedding's feed-forwards the present one, too."""
+def _sizes(shape: Shape, axis: str, limits: Limits) -> range:
+    """Sizes below the present one that kernels and workers take."""
+    if axis == "vocab":
+        return limits.vocabularies(shape.vocab_size)
+    step = 1 if axis == "depth" else INPUT_MULTIPLE * limits.tensor_parallel_size
+    return range(step, getattr(shape, SIZES[axis]), step)
+
+
+def _options(shape: Shape, axis: str, limits: Limits) -> Sequence[int]:
+    """Those, of a narrower embedding's feed-forwards the present one, too; or the one of them that the limits name."""
     size, pinned = getattr(shape, SIZES[axis]), getattr(limits, SIZES[axis])
-    every = [*range(first, size, step), *([size] if axis == "width" and limits.hidden_size else [])]
+    stays = axis == "width" and limits.hidden_size is not None and size % limits.tensor_parallel_size == 0
+    every = [*_sizes(shape, axis, limits), *([size] if stays else [])]
     return every if pinned is None else [pinned] if pinned in every else []
 
 
 def _vocabularies(shape: Shape, target: Target, limits: Limits) -> Sequence[int]:
     """The largest vocabulary that meets the target, all else given; where none does, the smallest or largest there is."""
     every = limits.vocabularies(shape.vocab_size)
-    if not every:
-        return []
-    if limits.vocab_size is not None:
-        return [limits.vocab_size] if limits.vocab_size in every else []
+    if not every or limits.vocab_size is not None:
+        return _options(shape, "vocab", limits)
     a_row = target.measure(replace(shape, vocab_size=1)) - target.measure(replace(shape, vocab_size=0))
     if a_row == 0:  # measured: rows cost nothing
         return [every[-1]]
@@ -216,13 +225,17 @@ def _why_none(shape: Shape, axis: Axis, limits: Limits) -> str:
     shareable: dict[str, Any] = {SIZES[part]: workers * INPUT_MULTIPLE for part in parts}
     if problems := share_problems(replace(limits.narrowed(shape), **shareable), workers):
         return f"{' and '.join(problems)}, which a cut of the {axis} leaves as it is"
-    every = limits.vocabularies(shape.vocab_size)
-    if "vocab" in parts and not every:
-        stay = f"{limits.smallest_vocab} of {shape.vocab_size} tokens have to stay"
-        return f"nothing is left to remove, {stay} and vocabularies go in steps of {every.step}"
-    if "vocab" in parts and limits.vocab_size is not None and limits.vocab_size < limits.smallest_vocab:
-        stay = f"the {limits.smallest_vocab} tokens that have to stay"
-        return f"vocab_size {limits.vocab_size} has no room for {stay}; take {every[0]}, or more by {every.step}"
-    pinned = [f"{name} {value}" for name in ("hidden_size", *SIZES.values()) if (value := getattr(limits, name)) is not None]
-    steps = f"widths go in steps of {INPUT_MULTIPLE * workers}, vocabularies of {every.step}"
-    return f"{' and '.join(pinned)} is no size below the student's that kernels take ({steps})" if pinned else "nothing is left to remove"
+    return " and ".join(_why_not(shape, part, limits) for part in parts if not _options(shape, part, limits))
+
+
+def _why_not(shape: Shape, axis: str, limits: Limits) -> str:
+    """What keeps an axis from every size, or from the one that the limits name."""
+    every, name, size = _sizes(shape, axis, limits), SIZES[axis], getattr(shape, SIZES[axis])
+    pinned, must = getattr(limits, name), f"have to stay ({limits.staying})"
+    if not every:
+        stay = f", {limits.smallest_vocab} of {size} tokens {must} and vocabularies go in steps of {every.step}"
+        return f"nothing is left to remove{stay if axis == 'vocab' else f' of {name} {size}'}"
+    if axis == "vocab" and pinned < limits.smallest_vocab:
+        room = f"{name} {pinned} has no room for the {limits.smallest_vocab} tokens that {must}"
+        return f"{room}; take {every[0]}, or more by {every.step}"
+    return f"{name} {pinned} is no size below the student's {size} that kernels take ({every[0]} to {every[-1]}, by {every.step})"

@@ -72,35 +72,35 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
 def required_ids(vocabulary: Vocabulary, needed: Iterable[int]) -> set[int]:
     """Ids that have to stay: those needed, every byte, every special and tool token, and all that they are merged from."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
     needed = set(needed)
     wanted = [token for token, number in vocabulary.ids.items() if number in needed]
-    alphabet = [token for token in ByteLevel.alphabet() if token in vocabulary.ids]
-    closed = _closure(vocabulary, [*alphabet, *wanted, *(token for token in vocabulary.added if token in vocabulary.ids)])
+    closed = _closure(vocabulary, [*_alphabet(vocabulary), *wanted, *(token for token in vocabulary.added if token in vocabulary.ids)])
     return {*(vocabulary.ids[token] for token in closed), *vocabulary.added.values(), *needed}
+
+
+def describe_required(vocabulary: Vocabulary, required: set[int]) -> str:
+    """How many of the ids that have to stay there are of each kind."""
+    special = {*vocabulary.added.values()}
+    single = {vocabulary.ids[token] for token in _alphabet(vocabulary)} - special
+    others = f"{len(required - single - special)} that rollouts and settings use, with what those are merged from"
+    return f"{len(single)} single bytes, {len(special)} special and tool tokens, {others}"
 
 
 def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: int) -> list[int]:
     """The `size` ids to keep, rising: the required ones, then those merged first, which are the most frequent in the tokenizer's own text.
 
     Args:
+        size: at least the required ones, which the solver sees to.
         num_rows: rows of the embedding; those without a token come last.
 
     Raises:
-        ConfigError: more tokens are required, or a token has no row.
+        ConfigError: a token has no row.
     """
     rowless = [token for token, number in {**vocabulary.ids, **vocabulary.added}.items() if number >= num_rows]
     if rowless:
         raise ConfigError(
             f"the tokenizer has {len(rowless)} tokens beyond the {num_rows:,} rows of the embedding, such as {rowless[0]!r}; "
             "give them rows (resize_token_embeddings) or take them out of the tokenizer"
-        )
-    if size < len(required):
-        raise ConfigError(
-            f"a vocabulary of {size} would drop {len(required) - size} of the {len(required)} tokens that have to stay: the "
-            f"{len(vocabulary.added)} special and tool tokens, all bytes, those that the rollouts use and what they are merged from; "
-            f"take {len(required)} or more"
         )
     kept = set(required)
     tokens = {token for token, number in vocabulary.ids.items() if number in kept}
@@ -147,6 +147,13 @@ def named_ids(folder: Path, num_rows: int) -> set[int]:
         settings = json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
         named.update(number for key, value in settings.items() if _names_tokens(key) for number in _ids_in(value))
     return named & set(range(num_rows))
+
+
+def _alphabet(vocabulary: Vocabulary) -> list[str]:
+    """Tokens of a single byte, which any text can be made of."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return [token for token in ByteLevel.alphabet() if token in vocabulary.ids]
 
 
 def _closure(vocabulary: Vocabulary, tokens: Iterable[str]) -> set[str]:

@@ -13,16 +13,14 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks that vLLM makes room for (`MaxLoRARanks`)."""
 
 
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a model folder, as Hugging Face writes it.
+def read_model_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """The `config.json` of a model folder, as Hugging Face writes it; `name` where the file has another.
 
     Raises:
-        MissingInput: there is none.
+        MissingInput: there is none, or it cannot be read.
         ConfigError: it is no JSON object.
     """
-    return _read(
-        folder / "config.json", f"{folder}: no config.json there, so it is no model folder; make the model first or set another path"
-    )
+    return _read(folder / name, f"{folder}: no {name} there, so it is no model folder; make the model first or set another path")
 
 
 def check_folders(model: Path, engine: EngineConfig) -> None:
@@ -75,6 +73,8 @@ def _read(path: Path, missing: str) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise MissingInput(missing) from None
+    except OSError as error:
+        raise MissingInput(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):

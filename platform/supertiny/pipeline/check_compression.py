@@ -10,8 +10,8 @@ from supertiny.artifacts import open_artifact
 from supertiny.compress.config import PruneConfig
 from supertiny.compress.latency import read_latency
 from supertiny.compress.shapes import Shape, check_group_size
-from supertiny.compress.solver import Limits, limits_of, solve, student_shape, target_of
-from supertiny.compress.vocabulary import read_vocabulary, required_ids
+from supertiny.compress.solver import limits_of, solve, student_shape, target_of
+from supertiny.compress.vocabulary import describe_required, read_vocabulary, required_ids
 from supertiny.errors import ConfigError
 from supertiny.formats import GPU_FORMATS, check_device
 from supertiny.llm.folders import read_model_config
@@ -65,7 +65,9 @@ def shape_after(config: PruneConfig, shape: Shape, folder: Path | None = None) -
     latency = None
     if config.target_seconds_per_token is not None:
         latency = read_latency(open_artifact(config.latency, config.run_root, "latency"))
-    smallest = Limits.smallest_vocab
+    limits = limits_of(config)
     if folder is not None and "vocab" in config.axis.split("+"):
-        smallest = len(required_ids(read_vocabulary(folder), ()))
-    return solve(shape, config.axis, target_of(config, shape, latency), limits_of(config, smallest))
+        vocabulary = read_vocabulary(folder)
+        required = required_ids(vocabulary, ())
+        limits = limits_of(config, len(required), describe_required(vocabulary, required))
+    return solve(shape, config.axis, target_of(config, shape, latency), limits)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
-from supertiny.config import Config, JobConfig
+from supertiny.config import Config, JobConfig, check_kinds
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
 from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.pipeline.recover_config import RecoverConfig
@@ -204,6 +204,7 @@ class PipelineConfig(JobConfig):
         """Give every section what the top and the chain say, unless it says otherwise itself."""
         if not isinstance(values, Mapping):
             return values
+        check_kinds(cls, values)
         top = {key: values[key] for key in SHARED if key in values}
         teacher = {"teacher": values["teacher"]} if "teacher" in values else {}
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}

@@ -110,10 +110,9 @@ def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
     """`enough`, `rounds` or `tokens`; None where another round is due."""
     if rounds[-1].verdict == "pass":
         return "enough"
-    made = rounds_made(rounds, config)
-    if made >= config.max_rounds:
+    if rounds_made(rounds, config) >= config.max_rounds:
         return "rounds"
-    of_a_round = rounds[-1].tokens - rounds[-2].tokens if made else 0
+    of_a_round = rounds[-1].tokens - rounds[-2].tokens if len(rounds) > 1 else 0  # with a cut first the healing before
     return "tokens" if rounds[-1].tokens + of_a_round > config.max_tokens else None
 
 

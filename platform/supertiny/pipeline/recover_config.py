@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from supertiny.compress.config import QuantizeConfig
-from supertiny.config import JobConfig, StageConfig
+from supertiny.config import JobConfig, StageConfig, check_kinds
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.train.config import DistillConfig
 
@@ -35,7 +35,8 @@ class RecoverConfig(StageConfig):
     max_rounds: int = Field(4, ge=0, le=100)
     """Rounds at most; 0 measures alone."""
     max_tokens: int = Field(1_000_000_000, ge=1)
-    """Training tokens of all healing; the first round is made in any case, and none after it that the one before shows to go beyond."""
+    """Training tokens of all healing: no round is begun that would go beyond if it took as many as the healing before it. Without `cut`
+    there was none, and the first round is made in any case."""
     heal: DistillConfig
     """One round; each starts from the one before, the first from `heal.student`, the cut model or what became of it. Each has another
     `seed`."""
@@ -74,6 +75,7 @@ class RecoverConfig(StageConfig):
         """Give both sections what the top says of run and task."""
         if not isinstance(values, Mapping):
             return values
+        check_kinds(cls, values)
         top = {key: values[key] for key in JobConfig.model_fields if key in values}
         start: dict[str, dict[str, Any]] = {"heal": {"name": "heal", "student": "prune"}, "evaluate": {"model": "prune"}}
         if values.get("quantize"):
