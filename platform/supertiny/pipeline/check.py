@@ -57,8 +57,8 @@ def check_tasks(config: PipelineConfig) -> None:
         load_task(section.task)
     for asking in (config.evaluate, config.pareto):
         choose(load_task(asking.task).prompts(asking.split), asking.num_prompts, asking.split)
-    for section in (config.evaluate, config.evaluate_teacher):
-        machine_price(section.machine, section.prices)
+    for priced in (config.evaluate, config.evaluate_teacher):
+        machine_price(priced.machine, priced.prices)
     machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
 
 
