@@ -8,6 +8,7 @@ SupertinyError
 ├── PlanTooBig          (RuntimeError)       the cluster can never give what the plan asks for
 ├── BudgetExceeded      (RuntimeError)       the work costs, or will cost, more dollars than the config allows
 ├── NoProgress          (TimeoutError)       something made no progress for longer than its limit
+├── NoAnswer            (RuntimeError)       a model generates nothing, where that is to be timed
 ├── MalformedCall       (ValueError)         a completion is not a well-formed list of function calls
 ├── ToolFailure         (RuntimeError)       a tool refused its arguments, raised, or ran out of time
 ├── PromptRefused       (ValueError)         an engine cannot take a prompt: too long, or nothing its template or grammar knows
@@ -52,6 +53,10 @@ class BudgetExceeded(SupertinyError, RuntimeError):
 
 class NoProgress(SupertinyError, TimeoutError):
     """Something made no progress for longer than its limit."""
+
+
+class NoAnswer(SupertinyError, RuntimeError):
+    """A model generates nothing, where that is to be timed."""
 
 
 class MalformedCall(SupertinyError, ValueError):

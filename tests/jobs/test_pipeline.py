@@ -78,6 +78,7 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     trained = report["recoveries"]["recovery-aware"]
     assert [each["model"] for each in trained["rounds"]] == [candidate["name"], f"{candidate['name']}-1"]
     assert (report["gate"]["candidate"], report["gate"]["verdict"] == "pass") == (trained["model"], False)
+    assert report["choice"]["model"] == trained["model"]
     assert read_alias("student@production", str(root)) == promoted
     assert file_times(root / "w8a8") == made
 
@@ -89,6 +90,7 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
         ("base=nothing", "nothing at"),
         ("distill.num_workers=64", "64 training workers need 64 logical CPUs, the cluster has 8"),
         ("rollout.layout.num_engines=16", "rollout needs 17 CPUs"),
+        ("pareto.place.num_cpus=64", "pareto needs 64 CPUs"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_heavy_starts(

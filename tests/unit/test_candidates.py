@@ -9,11 +9,14 @@ from evaluation_artifacts import FakeModelConfig, publish_evaluation, publish_mo
 
 from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
+from supertiny.compress.speed import Speed
 from supertiny.config import load
 from supertiny.evaluate.config import EvaluateConfig
 from supertiny.evaluate.gate import gate
-from supertiny.pipeline.candidates import Candidate, choose_candidate
+from supertiny.pipeline.candidates import choose_candidate
 from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.pareto import pareto
+from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.pipeline.recover import Stages
 from supertiny.train.config import DistillConfig
 
@@ -25,13 +28,15 @@ ENOUGH = {"heal": 948, "awq": 945, "w8a8": 947}
 
 
 class Chain:
-    """A run up to `heal`, and stages that make models which get so many of 1,000 prompts right at a cost of so many seconds each."""
+    """A run up to `heal`, and stages that make models which get so many of 1,000 prompts right, at a cost of so many seconds each by the
+    Pareto table, and by the evaluations' own times the other way round."""
 
     def __init__(self, root: Path, right: dict[str, int], seconds: dict[str, float] | None = None, settings: tuple[str, ...] = ()) -> None:
         self.config = load(PipelineConfig, DEMO, [f'run_root="{root}"', *ASKED, *settings])
         self.root, self.right, self.seconds = root, {"rl": 950, "teacher": 970, "prune": 700, **right}, seconds or {}
         self.distilled: list[DistillConfig] = []
         self.quantized: list[QuantizeConfig] = []
+        self.compared: list[ParetoConfig] = []
         for name in ("rl", "teacher", "prune"):
             self.evaluate(self.config.evaluate.of(publish_model(root, name, contents=name).manifest.name))
         self.evaluate(self.config.evaluate.of(self.make_model("heal", "prune", {"tokens": 50}).manifest.name))
@@ -46,15 +51,25 @@ class Chain:
 
     def evaluate(self, config: EvaluateConfig) -> Artifact:
         judged = rows([at < self.right[config.model] for at in range(NUM_PROMPTS)])
-        seconds = {"each": self.seconds.get(config.model, 0.01)}
+        seconds = {"each": 1e-4 / self.seconds.get(config.model, 0.01)}
         return publish_evaluation(self.root, open_artifact(config.model, str(self.root), "model"), judged, seconds=seconds)
 
-    def choose(self) -> Candidate:
-        return choose_candidate(self.config, Stages(self.distill, self.evaluate, self.quantize))
+    def compare(self, config: ParetoConfig) -> Artifact:
+        self.compared.append(config)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("supertiny.pipeline.pareto.measure_speed", self.speed)
+            return pareto(config)
+
+    def speed(self, folder: Path, *_: object) -> Speed:
+        return Speed(seconds_per_token=0.01, tokens_per_second=dict.fromkeys((1, 8, 32), 20 / self.seconds.get(folder.name, 0.01)))
 
     def candidate(self) -> str:
         """The name of the chosen evaluation."""
-        return self.choose().evaluation.manifest.name
+        return choose_candidate(self.config, Stages(self.distill, self.evaluate, self.quantize, self.compare)).manifest.name
+
+    def table(self, name: str = "pareto") -> dict[str, Any]:
+        """Of a Pareto table: its choice, why, and what is compared."""
+        return open_artifact(name, str(self.root), "pareto").manifest.metrics
 
     def metrics(self, name: str) -> dict[str, Any]:
         """Of a recovery."""
@@ -100,14 +115,33 @@ def test_the_healing_before_further_rounds_counts_and_the_cut_is_where_it_began(
     ]
 
 
-def test_it_is_said_why_a_candidate_goes_to_the_gate_and_what_it_was_compared_with(tmp_path: Path) -> None:
-    settings = ('candidates=["heal", "awq", "w8a8"]',)
-    chosen = Chain(tmp_path / "enough", {"heal": 948, "awq": 900, "w8a8": 947}, {"w8a8": 0.004}, settings).choose()
-    assert chosen.why == "2 of 3 candidates would pass the gate, and of these it is as accurate as heal, and cheaper per right answer"
-    assert chosen.compared == ("heal", "awq", "w8a8")
-    trained = Chain(tmp_path / "trained", {**TOO_MUCH, "w8a8-1": 960}).choose()
-    assert trained.why == "no candidate would pass the gate, and of all it is the most accurate, here after training through its rounding"
-    assert trained.compared == ("heal", "awq", "w8a8", "w8a8-1")
+def test_the_table_says_why_a_candidate_goes_to_the_gate_and_what_it_was_compared_with(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {"heal": 948, "awq": 900, "w8a8": 947}, {"w8a8": 0.004}, ('candidates=["heal", "awq", "w8a8"]',))
+    assert chain.candidate() == "eval-w8a8"
+    why = "2 of 3 candidates would pass the gate, and of these it is as accurate as heal, and cheaper per right answer;"
+    assert why in chain.table()["why"]
+    assert [row["name"] for row in chain.table()["rows"]] == ["rl", "heal", "awq", "w8a8"]
+    assert chain.compared[0].candidates == ("eval-heal", "eval-w8a8")
+
+
+def test_what_was_trained_through_its_rounding_has_a_second_table(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, {**TOO_MUCH, "w8a8-1": 960})
+    assert chain.candidate() == "eval-w8a8-1"
+    assert "none of 2 candidates would pass the gate, and of these it is the most accurate;" in chain.table()["why"]
+    second = chain.table("pareto-aware")
+    assert (second["model"], [row["name"] for row in second["rows"]]) == ("w8a8-1", ["rl", "heal", "awq", "w8a8", "w8a8-1"])
+    assert "this is w8a8, the best of them, after training through its rounding;" in second["why"]
+
+
+def test_the_student_before_the_cut_may_be_another_run_s_of_a_name_that_is_ours_too(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    publish_evaluation(other, publish_model(other, "heal", contents="other"), rows([at < 950 for at in range(NUM_PROMPTS)]))
+    chain = Chain(tmp_path / "run", ENOUGH, settings=(f"recover.baseline={other}/eval-heal",))
+    chain.candidate()
+    assert [row["name"] for row in chain.table()["rows"]] == [f"{other}/eval-heal", "eval-heal", "awq", "w8a8"]
+    shutil.rmtree(other / "heal")
+    chain.candidate()
+    assert [row["name"] for row in chain.table()["rows"]] == ["heal", "awq", "w8a8"]
 
 
 def test_the_healed_student_itself_may_be_the_best(tmp_path: Path) -> None:
@@ -168,6 +202,7 @@ def test_a_second_run_makes_nothing_and_no_gate_again(tmp_path: Path) -> None:
         gate(chain.config.gate.model_copy(update={"candidate": chain.candidate()}))
         times.append({path: path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("manifest.json"))})
     assert times[0] == times[1]
+    assert tmp_path / "pareto-aware" / "manifest.json" in times[0]
     assert (tmp_path / "gate" / "manifest.json") in times[0]
 
 

@@ -2,38 +2,52 @@ from pathlib import Path
 
 import compress
 import pytest
-from compress import HALF_BILLION, make, row, table
+from compress import HALF_BILLION, Pairs, describe, make, ratios, table
 
 
-def measured(folder: Path, name: str, size: int, milliseconds: float, rates: dict[int, float]):
+def measured(folder: Path, name: str, size: int, *milliseconds: tuple[float, float]) -> Pairs:
+    """Pairs of milliseconds a token, the uncut model's first, the same with 1, 8 and 32 requests in flight but 8 and 16 times as short."""
     (folder / name).mkdir()
     (folder / name / "model.safetensors").write_bytes(bytes(size))
-    return row(folder, name, milliseconds / 1000, rates)
+    return {
+        batch: [(uncut / 1000 / over, ours / 1000 / over) for uncut, ours in milliseconds] for batch, over in ((1, 1), (8, 8), (32, 16))
+    }
 
 
 def test_the_table_is_that_of_the_docs_and_says_what_beats_a_model(tmp_path: Path):
-    rows = [
-        measured(tmp_path, HALF_BILLION, 1_000_000, 57.1, {1: 17.5, 8: 107.4, 32: 160.1}),
-        measured(tmp_path, "vocab", 800_000, 53, {1: 18.9, 8: 118.1, 32: 194.1}),
-        measured(tmp_path, "depth", 800_000, 45.9, {1: 21.8, 8: 74.6, 32: 96.4}),
-        measured(tmp_path, "vocab:w8a8", 800_000, 45.9, {1: 21.8, 8: 74.6, 32: 96.5}),
-    ]
-    head, *lines = table(rows).splitlines()
+    measured(tmp_path, HALF_BILLION, 1_000_000, (80, 80))
+    pairs = {
+        "vocab": measured(tmp_path, "vocab", 800_000, (60, 50), (66, 60), (69, 60)),
+        "depth": measured(tmp_path, "depth", 800_000, (80, 40), (100, 50)),
+        "vocab:w8a8": measured(tmp_path, "vocab:w8a8", 700_000, (84, 50), (84, 40), (84, 43)),
+    }
+    head, *lines = table(tmp_path, pairs).splitlines()
     assert head in (Path(__file__).parents[2] / "docs" / "pareto.md").read_text()
     assert lines == [
-        "|---|---|---|---|---|---|---|---|---|---|",
-        "| half_billion | 151,936 x 24 x 4,864 | 494.0 | 1.0 | 57.1 | 17.5 | 1.00 | 107.4 | 160.1 | vocab |",
-        "| vocab | 52,480 x 24 x 4,864 | 404.9 | 0.8 | 53.0 | 18.9 | 1.08 | 118.1 | 194.1 |  |",
-        "| depth | 151,936 x 18 x 4,864 | 404.6 | 0.8 | 45.9 | 21.8 | 1.25 | 74.6 | 96.4 | vocab:w8a8 |",
-        "| vocab:w8a8 | 52,480 x 24 x 4,864 | 404.9 | 0.8 | 45.9 | 21.8 | 1.25 | 74.6 | 96.5 |  |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| half_billion | 151,936 x 24 x 4,864 | 494.0 | 1.0 | 80.0 | 1.00 | 100 | 1.00 | 200 | 1.00 | depth |",
+        "| vocab | 52,480 x 24 x 4,864 | 404.9 | 0.8 | 60.0 | 1.15 (1.10 to 1.20) | 133 | 1.15 | 267 | 1.15 | depth |",
+        "| depth | 151,936 x 18 x 4,864 | 404.6 | 0.8 | 45.0 | 2.00 (2.00 to 2.00) | 178 | 2.00 | 356 | 2.00 |  |",
+        "| vocab:w8a8 | 52,480 x 24 x 4,864 | 404.9 | 0.7 | 43.0 | 1.95 (1.68 to 2.10) | 186 | 1.95 | 372 | 1.95 |  |",
     ]
+
+
+def test_a_ratio_is_of_pairs_measured_side_by_side_so_that_a_slow_minute_changes_none():
+    quiet, slow = [(60.0, 50.0)] * 5, [(120.0, 100.0)] * 4
+    assert describe([*quiet, *slow]) == "1.20 (1.20 to 1.20)"
+
+
+def test_the_best_mix_is_of_several_axes_and_the_best_of_all_of_any():
+    over = {"depth": 1.3, "vocab:w8a8": 2.0, "vocab+depth": 1.2, "vocab+depth:w8a8": 1.9}
+    assert ratios(over) == {"depth_vs_half_billion": 1.3, "best_vs_half_billion": 1.9, "best_of_all_vs_half_billion": 2.0}
+    assert ratios({"depth": 1.3}) == {"depth_vs_half_billion": 1.3, "best_of_all_vs_half_billion": 1.3}
 
 
 def test_a_step_that_is_killed_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     killed = True
     steps = []
 
-    def in_a_process(folder: Path, step: str, name: str, batches: list[int]) -> dict:
+    def in_a_process(folder: Path, step: str, name: str) -> dict:
         """In place of the step's process: writes a model's first file, and the others where it is not killed."""
         steps.append((step, name, sorted(path.name for path in folder.iterdir())))
         partial = folder / f"{name}.partial"

@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from supertiny.config import validate
 from supertiny.errors import ConfigError, MissingInput, PlanTooBig
 from supertiny.llm.config import EngineConfig
-from supertiny.llm.devices import check_gpus, prepare_cpus
+from supertiny.llm.devices import check_gpus, describe_devices, prepare_cpus
 from supertiny.llm.folders import check_folders, lora_rank
 from supertiny.llm.vllm import VllmLlm, engine_arguments
 
@@ -120,6 +121,18 @@ def test_the_threads_of_an_engine_of_several_processes_reach_them_through_the_en
     assert os.environ["OMP_NUM_THREADS"] == "5"
     prepare_cpus(engine(num_threads=1, tensor_parallel_size=2), num_cpus=2)
     assert (os.environ["OMP_NUM_THREADS"], os.environ["VLLM_CPU_OMP_THREADS_BIND"]) == ("1", "nobind")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what an engine has on a CPU")
+def test_what_an_engine_has_is_its_own_threads_and_not_the_machine_s_cores() -> None:
+    assert describe_devices(engine(num_threads=1)) == "a CPU, 1 thread"
+    assert describe_devices(engine(num_threads=3, tensor_parallel_size=2)) == "a CPU, 2 x 3 threads"
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert describe_devices(engine()) == "a CPU, 2 threads"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_vllm_knows_every_word_that_we_use_for_it(tmp_path: Path) -> None:

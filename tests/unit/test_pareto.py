@@ -1,16 +1,19 @@
+import shutil
 from pathlib import Path
 
 import pytest
-from evaluation_artifacts import make_again, publish_evaluation, publish_model, rows
+from evaluation_artifacts import make_again, publish_evaluation, publish_gate, publish_model, rows
 
 from supertiny.artifacts import make, open_artifact
 from supertiny.compress.pareto import Row, dominated_by, explain, render
 from supertiny.compress.speed import Speed
-from supertiny.errors import ConfigError, MissingInput
+from supertiny.config import load, validate
+from supertiny.errors import ConfigError, MissingInput, NoAnswer
 from supertiny.evaluate.report import write_report
+from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.pareto import check_same, pareto
 from supertiny.pipeline.pareto_config import ParetoConfig
-from supertiny.pipeline.report import newest_choice
+from supertiny.pipeline.report import choice_judged
 
 
 def model(name: str, quality: float, size: int, milliseconds: float, rate: float = 100.0, form: str = "bfloat16") -> Row:
@@ -71,7 +74,9 @@ def test_evaluations_of_other_models_or_of_other_prompts_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"is not of .*rl as it is now"):
         check_same(models, {"rl": evaluations["heal"], "heal": evaluations["heal"]})
     fewer = publish_evaluation(tmp_path, models["heal"], rows([True] * 40))
-    with pytest.raises(ConfigError, match=r"eval-rl and eval-heal asked different prompts: 10 are in one alone, such as prompt-00040"):
+    with pytest.raises(
+        ConfigError, match=r"eval-rl and eval-heal asked different prompts: 10 are in one alone, such as prompt-00040; name in `eval"
+    ):
         check_same(models, {"rl": evaluations["rl"], "heal": fewer})
     others = publish_evaluation(tmp_path, models["heal"], rows([True] * 60)[10:])  # as many
     with pytest.raises(ConfigError, match="asked different prompts: 20 are in one alone"):
@@ -97,6 +102,8 @@ def run(tmp_path, monkeypatch):
 
     def measured(folder: Path, *_) -> Speed:
         asked.append(folder.name)
+        if folder.name not in rates:
+            raise NoAnswer("no prompt got a token in answer")
         rate = rates[folder.name][(asked.count(folder.name) - 1) % 3]
         return Speed(seconds_per_token=1 / rate, tokens_per_second=dict.fromkeys((1, 8, 32), rate))
 
@@ -113,17 +120,59 @@ def test_models_are_measured_in_turns_and_medians_count(run):
     assert found["measured"].startswith("Speeds: median of 3 runs in turns, 32 prompts, answers of at most 96 tokens, vLLM ")
 
 
-def test_the_best_by_the_chain_s_rule_is_chosen_unless_another_is_named(run):
+def test_the_best_is_chosen_by_what_the_table_measures_and_not_by_an_evaluation_s_own_time(run):
     config, _ = run
     found = pareto(config).manifest.metrics
-    assert found["model"] == "rl"  # as accurate as `heal`, and cheaper
-    assert "`rl` (bfloat16, 96.0 %) is chosen: as accurate as heal, and cheaper per right answer; 50.00 ms" in found["why"]
-    named = {"models": ("heal", "w8a8"), "chosen": "w8a8", "why": "it would pass the gate", "name": "other", "rounds": 1}
-    made = pareto(config.model_copy(update=named))
-    assert made.manifest.metrics["model"] == "w8a8"
-    assert "is chosen: it would pass the gate;" in (made.path / "table.md").read_text()
-    with pytest.raises(ConfigError, match="chosen awq is none of the compared models: "):
-        pareto(config.model_copy(update={"chosen": "awq"}))
+    assert (found["model"], found["evaluation"]) == ("heal", "eval-heal")  # by its evaluation's time `rl` is the cheaper
+    assert "`heal` (bfloat16, 94.0 %) is chosen: as accurate as rl, and cheaper per right answer; 33.33 ms" in found["why"]
+    costs = {row["name"]: row["usd_per_thousand_correct"] for row in found["rows"]}
+    assert costs["rl"] == pytest.approx(1000 * (20 / 20) * 0.1008 / 3600 / 0.96)  # 20 tokens an answer, 20 a second, 0.1008 USD an hour
+    assert found["measured"].endswith("Costs: at the speed of 32 requests together, for 0.1008 USD an hour (m7i-large).")
+
+
+def test_only_candidates_are_chosen_and_it_is_said_what_they_are(run):
+    config, _ = run
+    named = {"evaluations": ("eval-heal", "eval-rl", "eval-w8a8"), "rounds": 1, "candidates_are": "2 would pass"}
+    found = pareto(config.model_copy(update={**named, "candidates": ("eval-rl", "eval-w8a8")})).manifest.metrics
+    assert "`rl` (bfloat16, 96.0 %) is chosen: 2 would pass, and of these it is the most accurate;" in found["why"]
+    alone = pareto(config.model_copy(update={**named, "candidates": ("eval-w8a8",)})).manifest.metrics
+    assert "`w8a8` (bfloat16, 40.0 %) is chosen: 2 would pass;" in alone["why"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"candidates_are": "foo"}, "candidates_are: without effect"),
+        ({"candidates": ("eval-rl",)}, "eval-rl is none of `evaluations`"),
+        ({"engine": {"max_num_seqs": 31}}, "engine.max_num_seqs 31 is under 32"),
+        ({"max_tokens": 512}, "max_tokens 512 leaves no room"),
+    ],
+)
+def test_settings_without_effect_or_sense_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(ParetoConfig, settings, "test")
+
+
+def test_a_model_that_answers_nothing_is_left_out(run):
+    config, _ = run
+    silent = publish_model(Path(config.run_root), "silent", contents="silent")
+    publish_evaluation(Path(config.run_root), silent, rows([True] * 50))
+    found = pareto(config).manifest.metrics
+    assert (found["model"], len(found["rows"])) == ("heal", 3)
+    assert found["measured"].endswith(" Left out, having answered nothing: silent.")
+    alone = {"evaluations": ("eval-rl", "eval-silent"), "candidates": ("eval-silent",)}
+    with pytest.raises(NoAnswer, match="silent: none of the candidates answered anything"):
+        pareto(config.model_copy(update=alone))
+
+
+def test_an_evaluation_may_have_any_name_and_lie_in_another_run(run, tmp_path):
+    config, _ = run
+    shutil.copytree(tmp_path, other := tmp_path / "other")
+    (other / "eval-rl").rename(other / "smoke")
+    found = pareto(config.model_copy(update={"evaluations": (str(other / "smoke"), "eval-heal")})).manifest.metrics
+    assert [row["name"] for row in found["rows"]] == ["rl", "heal"]
+    twice = pareto(config.model_copy(update={"evaluations": (str(other / "smoke"), "eval-rl")})).manifest.metrics
+    assert [row["name"] for row in twice["rows"]] == [str(other / "smoke"), "eval-rl"]
 
 
 def test_a_run_without_evaluated_students_has_no_table(tmp_path):
@@ -133,7 +182,7 @@ def test_a_run_without_evaluated_students_has_no_table(tmp_path):
 
 def test_a_model_made_again_is_measured_again(run):
     config, asked = run
-    config = config.model_copy(update={"models": ("rl",)})
+    config = config.model_copy(update={"evaluations": ("eval-rl",)})
     before = pareto(config)
     assert (pareto(config), len(asked)) == (before, 3)
     again = make_again(open_artifact("rl", config.run_root, "model"), "other weights")
@@ -143,21 +192,23 @@ def test_a_model_made_again_is_measured_again(run):
     assert found.manifest.metrics["rows"][0]["quality"] == 0.8
 
 
-def test_the_report_shows_the_newest_table_and_its_choice(tmp_path):
-    assert newest_choice(str(tmp_path)) is None
-    for name, models in (("pareto-old", ALL[:2]), ("pareto", ALL)):
+def test_the_report_shows_the_chain_s_table_whose_choice_the_gate_judged(tmp_path, checkout):
+    chain = load(PipelineConfig, checkout / "jobs/configs/demo/pipeline.toml", [f"run_root={tmp_path}"])
+    assert choice_judged(chain) is None
+    for name, models, chosen in (("pareto", ALL, "rl"), ("pareto-aware", ALL, "w8a8"), ("pareto-all", ALL[:2], "heal")):
         config = ParetoConfig(run_root=str(tmp_path), name=name)
         found = {
             "rows": [row.model_dump(mode="json") for row in models],
-            "model": "rl",
+            "model": chosen,
+            "evaluation": f"eval-{chosen}",
             "why": f"Why `{name}`.",
             "measured": "Speeds: here.",
         }
-        made = make(config, "pareto", {}, lambda _, found=found: found)
-        later = {"created": f"2026-01-01T00:00:0{len(models)}Z"}
-        (made.path / "manifest.json").write_text(made.manifest.model_copy(update=later).model_dump_json())
-    publish_evaluation(tmp_path, publish_model(tmp_path, "rl"), rows([True] * 50))
-    write_report(str(tmp_path), choice=newest_choice(str(tmp_path)))
+        make(config, "pareto", {}, lambda _, found=found: found)
+    publish_gate(tmp_path, "w8a8", 960)
+    assert choice_judged(chain).model == "w8a8"
+    publish_gate(tmp_path, "rl", 960)
+    write_report(str(tmp_path), choice=choice_judged(chain))
     page = (tmp_path / "report.html").read_text()
     assert "Why <code>pareto</code>. Speeds: here." in page
     assert '<tr class="candidate"><th scope="row">rl</th>' in page

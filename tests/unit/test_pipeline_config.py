@@ -12,9 +12,9 @@ import pytest
 from evaluation_artifacts import publish_gate
 
 from supertiny.artifacts import write_atomically
-from supertiny.config import PlaceConfig, load
+from supertiny.config import PlaceConfig, PlacedConfig, load
 from supertiny.errors import ConfigError, MissingInput
-from supertiny.pipeline.check import check_inputs
+from supertiny.pipeline.check import check_inputs, check_tasks
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
 from supertiny.pipeline.demo import decided
 from supertiny.pipeline.serve import config_of_run
@@ -206,10 +206,31 @@ def test_a_cut_and_its_groups_are_split_over_the_workers_of_the_evaluating_engin
 def test_the_pareto_table_is_measured_where_students_are_evaluated_and_has_what_the_chain_compares() -> None:
     evaluate = ["evaluate.engine.max_num_seqs=24", "evaluate.labels={group='small'}", "evaluate.max_tokens=77"]
     table = load(PipelineConfig, SNIPS, [*evaluate, "pareto.rounds=1"]).pareto
-    assert (table.engine.max_num_seqs, table.place.labels, table.max_tokens, table.rounds) == (24, {"group": "small"}, 77, 1)
-    for setting in ('pareto.models=["rl"]', "pareto.chosen=rl", "pareto.why=mine"):
-        with pytest.raises(ConfigError, match=r"pareto\.\w+ is (\[\]|None) in this chain and cannot be"):
+    assert (table.engine.max_num_seqs, table.place.labels, table.max_tokens, table.rounds) == (32, {"group": "small"}, 77, 1)
+    for setting in ('pareto.evaluations=["eval-rl"]', 'pareto.candidates=["eval-rl"]', "pareto.candidates_are=mine", "pareto.name=mine"):
+        with pytest.raises(ConfigError, match=r"pareto\.\w+ is (\[\]|None|'pareto') in this chain and cannot be"):
             load(PipelineConfig, SNIPS, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("pareto.split=typo", "no split typo"), ("pareto.num_prompts=1000000", "num_prompts 1000000: the split heldout has only")],
+)
+def test_prompts_that_speeds_cannot_be_measured_with_are_refused_before_the_first_stage(setting: str, message: str) -> None:
+    check_tasks(load(PipelineConfig, DEMO))
+    with pytest.raises(ConfigError, match=message):
+        check_tasks(load(PipelineConfig, DEMO, [setting]))
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused_with_the_config() -> None:
+    with pytest.raises(ConfigError, match=r"pareto: .*max_tokens 512 leaves no room for a prompt within engine\.max_model_len 512"):
+        load(PipelineConfig, DEMO, ["pareto.max_tokens=512", "pareto.engine.max_model_len=512"])
+
+
+def test_every_stage_of_one_process_that_the_chain_runs_is_looked_up_a_place_for() -> None:
+    config = load(PipelineConfig, DEMO, ['candidates=["heal", "awq", "gptq", "w8a8", "fp8"]'])
+    sections = (getattr(config, name) for name in PipelineConfig.model_fields)
+    assert {each.name for each in config.placed} == {each.name for each in sections if isinstance(each, PlacedConfig)}
 
 
 def test_only_a_chain_that_quantizes_trains_through_a_rounding() -> None:

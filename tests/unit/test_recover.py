@@ -8,6 +8,7 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import EvaluateConfig
+from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.pipeline.recover import Stages, recover
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.train.config import DistillConfig
@@ -40,13 +41,17 @@ class Healer:
         )
 
 
+def no_table(config: ParetoConfig) -> Artifact:
+    raise AssertionError("a recovery compares nothing")
+
+
 def healed(root: Path, right: list[int], **settings) -> tuple[dict, Healer]:
     teacher = publish_model(root, "sft", contents="sft")
     publish_evaluation(root, teacher, rows([at < 950 for at in range(NUM_PROMPTS)]))
     publish_model(root, "prune", contents="prune")
     healer = Healer(root, right)
     config = RecoverConfig.model_validate({"run_root": str(root), "task": TASK, **settings})
-    return recover(config, Stages(healer.distill, healer.evaluate, healer.quantize)).manifest.metrics, healer
+    return recover(config, Stages(healer.distill, healer.evaluate, healer.quantize, no_table)).manifest.metrics, healer
 
 
 def test_healing_ends_when_the_whole_interval_lies_within_the_margin(tmp_path: Path):
@@ -160,7 +165,7 @@ def test_a_baseline_that_was_asked_other_prompts_is_refused_before_a_round(tmp_p
     healer = Healer(tmp_path, [950])
     config = RecoverConfig.model_validate({"run_root": str(tmp_path), "task": TASK, "quantize": {"format": "w8a8"}})
     with pytest.raises(ConfigError, match="eval-sft did not ask the prompts of `evaluate`: 2 are in one alone, such as prompt-00000"):
-        recover(config, Stages(healer.distill, healer.evaluate, healer.quantize))
+        recover(config, Stages(healer.distill, healer.evaluate, healer.quantize, no_table))
     assert (healer.stages, healer.quantized) == ([], [])
 
 

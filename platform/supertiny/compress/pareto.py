@@ -28,7 +28,7 @@ class Row(Record):
     quality_high: float
     """Its interval."""
     usd_per_thousand_correct: float | None = None
-    """As its evaluation has it; None where nothing was right."""
+    """At the speed measured with the most requests in flight; None where nothing was right."""
     seconds_per_token: float = Field(gt=0)
     """Median at batch 1."""
     tokens_per_second: dict[int, float]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from supertiny.errors import NoProgress
+from supertiny.errors import NoAnswer, PromptRefused
 from supertiny.llm.base import Sampling
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
@@ -38,7 +38,7 @@ def measure_speed(
     """One engine, warmed up, then `prompts` one at a time, and for every other batch as many as keep it full twice over.
 
     Raises:
-        NoProgress: nothing was generated.
+        NoAnswer: nothing was generated; a prompt that does not fit beside `max_tokens` has no answer, as where it is evaluated.
     """
     llm = VllmLlm(folder, engine)
     try:
@@ -63,7 +63,10 @@ async def time_answers(
 
     async def ask(prompt: Prompt) -> int:
         async with slots:
-            (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=max_tokens))
+            try:
+                (completion,) = await llm.complete(prompt.messages, tools=tools, sampling=Sampling(max_tokens=max_tokens))
+            except PromptRefused:
+                return 0
             return completion.usage.completion_tokens
 
     started = time.monotonic()
@@ -84,11 +87,11 @@ def fill(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
 async def _measure(llm: VllmLlm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
     await warm_up(llm, prompts, max(batches), tools)
     alone = [await time_answers(llm, [prompt], 1, max_tokens, tools) for prompt in prompts]
-    if not sum(tokens for tokens, _ in alone):
-        raise NoProgress("the model ended every answer before its first token; a speed needs some")
     rates = {1: sum(tokens for tokens, _ in alone) / sum(seconds for _, seconds in alone)}
     for batch in batches:
         if batch > 1:
             tokens, seconds = await time_answers(llm, fill(prompts, 2 * batch), batch, max_tokens, tools)
             rates[batch] = tokens / seconds
+    if not all(rates.values()):
+        raise NoAnswer("no prompt got a token in answer: the model ends at once, or max_tokens leaves no room for the prompts")
     return Speed(seconds_per_token=statistics.median(seconds / tokens for tokens, seconds in alone if tokens), tokens_per_second=rates)

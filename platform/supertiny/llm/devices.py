@@ -23,6 +23,19 @@ def prepare_devices(config: EngineConfig) -> None:
         prepare_cpus(config, len(os.sched_getaffinity(0)))
 
 
+def describe_devices(config: EngineConfig) -> str:
+    """What an engine has here: GPUs, or threads of a CPU, which are this process's own number where the config has none."""
+    import torch
+
+    workers = f"{config.num_workers} x " if config.num_workers > 1 else ""
+    if torch.cuda.is_available():
+        return f"{workers}{torch.cuda.get_device_name()}"
+    if config.num_workers > 1 and config.num_threads is None:
+        return f"a CPU, {config.num_workers} workers, bound by vLLM"
+    threads = config.num_threads or torch.get_num_threads()
+    return f"a CPU, {workers}{threads} {'thread' if threads == 1 else 'threads'}"
+
+
 def check_gpus(config: EngineConfig, num_gpus: int) -> None:
     """On a machine with GPUs, so many of them visible; raises as `prepare_devices`."""
     if config.num_threads is not None:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
 
-from supertiny.artifacts import Artifact, open_artifact
-from supertiny.evaluate.choose import best
+from supertiny.artifacts import Artifact, find_parent, open_artifact
 from supertiny.evaluate.gate import compare, pair
 from supertiny.evaluate.judge import read_predictions
+from supertiny.evaluate.report import EVALUATION
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.pipeline.recover import Stages, our_stages, recover
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.train.quantization_config import QuantizationAwareSettings
 
-
-class Candidate(NamedTuple):
-    """What goes before the gate."""
-
-    evaluation: Artifact
-    why: str
-    """It does, in a few words."""
-    compared: tuple[str, ...]
-    """Names of what it was chosen from: what healing came to, the named candidates, and itself."""
+log = logging.getLogger(__name__)
 
 
-def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Candidate:
-    """The model for the gate. Whatever `heal` made is healed on, and every candidate made of it and evaluated.
+def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Artifact:
+    """The evaluation of the model for the gate. Whatever `heal` made is healed on, and every candidate made of it and evaluated; the Pareto
+    table chooses, and where it chose a quantized one that is trained through its rounding, a second table has the result.
 
     A quantized candidate is measured as the gate will measure it before it goes there, so that there is one gate, of what went on.
 
@@ -34,25 +27,40 @@ def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Ca
     """
     stages = stages or our_stages()
     healed = recover(config.recover, stages).manifest.metrics["model"]
-    evaluations = {}
-    for section in config.candidates:
-        model = healed
-        if section != "heal":
-            model = getattr(config, section).name
-            stages.quantize(getattr(config, section).model_copy(update={"student": healed}))
-        evaluations[section] = stages.evaluate(config.evaluate.of(model))
-    passing = [each for each in evaluations.values() if would_pass(config, each)]
-    chosen, why = best(passing or list(evaluations.values()))
-    would = f"{len(passing)} of {len(evaluations)} candidates would pass the gate" if passing else "no candidate would pass the gate"
-    why = f"{would}, and of {'these' if passing else 'all'} it is {why}"
-    section = next(section for section, each in evaluations.items() if each is chosen)
-    names = dict.fromkeys([healed, *(each.manifest.parents["model"].uri for each in evaluations.values())])
+    made = {section: _evaluated(config, section, healed, stages) for section in config.candidates}
+    names = {section: each.manifest.name for section, each in made.items()}
+    passing = [names[section] for section, each in made.items() if would_pass(config, each)]
+    rows = tuple(dict.fromkeys([*uncut(config), EVALUATION + healed, *names.values()]))
+    would = f"{len(passing) or 'none'} of {len(made)} candidates would pass the gate"
+    among = {"evaluations": rows, "candidates": tuple(passing or names.values()), "candidates_are": would}
+    chosen = stages.compare(config.pareto.model_copy(update=among)).manifest.metrics["evaluation"]
+    section = next(section for section, name in names.items() if name == chosen)
     if section == "heal":
-        return Candidate(chosen, why, tuple(names))
-    aware = recover(through_its_rounding(config, section, healed), stages).manifest.metrics["model"]
-    if aware not in names:
-        why = f"{why}, here after training through its rounding"
-    return Candidate(stages.evaluate(config.evaluate.of(aware)), why, tuple(dict.fromkeys([*names, aware])))
+        return made[section]
+    aware = stages.evaluate(config.evaluate.of(recover(through_its_rounding(config, section, healed), stages).manifest.metrics["model"]))
+    if (name := aware.manifest.name) not in rows:
+        why = f"{would}, and this is {section}, the best of them, after training through its rounding"
+        again = {"name": config.pareto_aware, "evaluations": (*rows, name), "candidates": (name,), "candidates_are": why}
+        stages.compare(config.pareto.model_copy(update=again))
+    return aware
+
+
+def uncut(config: PipelineConfig) -> tuple[str, ...]:
+    """The evaluation of the student before the cut, if the table can have it: it may be a teacher pipeline's, or its model gone."""
+    baseline = open_artifact(config.recover.baseline, config.run_root, "evaluation")
+    there = find_parent(baseline.manifest.parents["model"], str(baseline.path.parent)) is not None
+    if there and baseline.manifest.metrics["system"] == "student":
+        return (config.recover.baseline,)
+    log.warning("%s: not in the Pareto table: %s", baseline.path, "a whole teacher pipeline" if there else "its model is gone")
+    return ()
+
+
+def _evaluated(config: PipelineConfig, section: str, healed: str, stages: Stages) -> Artifact:
+    """A candidate, made of the healed model, and evaluated."""
+    if section == "heal":
+        return stages.evaluate(config.evaluate.of(healed))
+    stages.quantize(getattr(config, section).model_copy(update={"student": healed}))
+    return stages.evaluate(config.evaluate.of(getattr(config, section).name))
 
 
 def would_pass(config: PipelineConfig, evaluation: Artifact) -> bool:

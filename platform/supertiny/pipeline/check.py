@@ -29,27 +29,37 @@ def check(config: PipelineConfig) -> None:
 
     Raises:
         MissingInput, CorruptArtifact: an artifact that a stage starts from, and that no stage before it makes.
-        ConfigError: a task refuses its options, the split has too few prompts to evaluate, the price table lacks the machine, or a tracker
+        ConfigError: a task refuses its options, a split has too few prompts, the price table lacks the machine, or a tracker
             is not installed, a stage's image cannot be had in a job with uploaded files, or the compression as `check_compression`.
         PlanTooBig: the cluster is too small for a stage.
         OpenCluster: others reach its job server, and it asks them for no token.
     """
     check_inputs(config)
     check_compression(config)
-    for section in (config.rollout, config.rl, config.evaluate):
-        load_task(section.task)
-    choose(load_task(config.evaluate.task).prompts(config.evaluate.split), config.evaluate.num_prompts, config.evaluate.split)
-    for section in (config.evaluate, config.evaluate_teacher):
-        machine_price(section.machine, section.prices)
-    machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
+    check_tasks(config)
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
     refuse_strangers()
     check_rollout_fits(config.rollout.layout)
-    check_places((config.prune, *config.quantized, config.pareto, config.parity))
+    check_places(config.placed)
     for stage in (*config.transfers, *config.healings):
         check_workers_fit(stage)
         check_trackers(stage.trackers)
+
+
+def check_tasks(config: PipelineConfig) -> None:
+    """Draw the prompts that are asked, and look the machines' prices up.
+
+    Raises:
+        ConfigError: a task refuses its options, has no such split or too few prompts in it, or the price table lacks a machine.
+    """
+    for section in (config.rollout, config.rl):
+        load_task(section.task)
+    for asking in (config.evaluate, config.pareto):
+        choose(load_task(asking.task).prompts(asking.split), asking.num_prompts, asking.split)
+    for priced in (config.evaluate, config.evaluate_teacher):
+        machine_price(priced.machine, priced.prices)
+    machine_price(config.rollout.cost.machine, config.rollout.cost.prices)
 
 
 def check_inputs(config: PipelineConfig) -> None:

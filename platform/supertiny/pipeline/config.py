@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from supertiny.compress.config import ParityConfig, PruneConfig, QuantizeConfig
-from supertiny.config import Config, JobConfig, check_kinds
+from supertiny.config import Config, JobConfig, PlacedConfig, check_kinds
 from supertiny.evaluate.config import EvaluateConfig, GateConfig, PromoteConfig
-from supertiny.pipeline.pareto_config import ParetoConfig
+from supertiny.pipeline.pareto_config import BATCHES, ParetoConfig
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.rollout.config import RolloutConfig
 from supertiny.serving.config import ServeConfig
@@ -36,16 +36,16 @@ CHAIN: dict[str, dict[str, Any]] = {
     "fp8": {"name": "fp8", "student": "heal", "format": "fp8_dynamic"},
     "aware": {"name": "recovery-aware", "max_rounds": 2},
     "evaluate": {"name": "eval", "model": "teacher", "system": "student"},
-    "pareto": {"name": "pareto", "models": [], "chosen": None, "why": None},
+    "pareto": {"name": "pareto", "evaluations": [], "candidates": [], "candidates_are": None},
     "gate": {"name": "gate"},
     "parity": {"name": "parity"},
     "promote": {"name": "promote", "gate": "gate"},
 }
 """What each section starts from: the artifact that it publishes and, where that is always the same, the one that it takes. Two rounds after
 `heal`, since after three passes over its rollouts the demo learnt nothing more."""
-PINNED = ("name", "gate", "system", "models", "chosen", "why")
+PINNED = ("name", "gate", "system", "evaluations", "candidates", "candidates_are")
 """Keys that only the chain sets: the report and the serving look its artifacts up by these names, students are evaluated as such, and the
-Pareto table has what was compared."""
+Pareto table has what is chosen from."""
 QUANTIZED = ("awq", "gptq", "w8a8", "fp8")
 """Sections that quantize; of these the chain sets `student` and `format` too."""
 GROUPED = ("awq", "gptq")
@@ -122,8 +122,8 @@ class PipelineConfig(JobConfig):
     gate: GateConfig
     """The comparison that decides; its candidate is the best of `candidates`, or what `aware` made of it."""
     pareto: ParetoConfig
-    """The table of the uncut student, the healed one, the candidates and the chosen one, measured in the engine of `evaluate` and on its
-    nodes, unless it says otherwise itself."""
+    """The table of the uncut student, the healed one and the candidates, by which one of these is chosen; a second one, `pareto-aware`, has
+    what `aware` made of that. Measured in the engine of `evaluate`, but for 32 requests at least, and on its nodes, unless it says so."""
     parity: ParityConfig
     """The proof that vLLM serves what Hugging Face loads of the gate's candidate, without which nothing is promoted: in the engine of
     `evaluate` and on its nodes, unless it says otherwise itself; `model` and `rollouts` are set."""
@@ -151,6 +151,16 @@ class PipelineConfig(JobConfig):
     def quantized(self) -> list[QuantizeConfig]:
         """The stages that make the candidates but the healed one, in their order."""
         return [getattr(self, section) for section in self.candidates if section != "heal"]
+
+    @property
+    def placed(self) -> tuple[PlacedConfig, ...]:
+        """The stages that are one process, each at its place."""
+        return (self.prune, *self.quantized, self.pareto, self.parity)
+
+    @property
+    def pareto_aware(self) -> str:
+        """Name of the second Pareto table, of what was trained through its rounding."""
+        return f"{self.pareto.name}-aware"
 
     @field_validator("gate")
     @classmethod
@@ -210,7 +220,7 @@ class PipelineConfig(JobConfig):
         inputs: dict[str, Mapping[str, Any]] = {"rollout": teacher, "serve": teacher, **cls._students(values)}
         inputs["sft"] = _merged(_without_teacher(values.get("distill")), inputs.get("sft", {}))
         inputs["parity"] = _where_evaluated(values.get("evaluate") or {})
-        inputs["pareto"] = _where_evaluated(values.get("evaluate") or {}, "split", "max_tokens")
+        inputs["pareto"] = _with_room_for_batches(_where_evaluated(values.get("evaluate") or {}, "split", "max_tokens"))
         for section in ("prune", *GROUPED):
             inputs[section] = {**inputs.get(section, {}), **_split_as_evaluated(values.get("evaluate") or {})}
         serve_top = {key: value for key, value in top.items() if key != "git_revision"}
@@ -280,6 +290,15 @@ def _where_evaluated(evaluate: Mapping[str, Any], *more: str) -> dict[str, Any]:
     """The engine of the evaluations and their place, and more of their settings, for what else is served to be measured."""
     place = {key: evaluate[key] for key in ("num_gpus", "labels") if key in evaluate}
     return {"place": place, **{key: evaluate[key] for key in ("engine", *more) if key in evaluate}}
+
+
+def _with_room_for_batches(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same, the engine taking as many requests together as the Pareto table measures."""
+    engine = inputs.get("engine") or {}
+    together = engine.get("max_num_seqs")
+    if not isinstance(together, int):
+        return inputs
+    return {**inputs, "engine": {**engine, "max_num_seqs": max(together, *BATCHES)}}
 
 
 def _split_as_evaluated(evaluate: Mapping[str, Any]) -> dict[str, int]:

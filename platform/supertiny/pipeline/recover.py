@@ -16,6 +16,7 @@ from supertiny.evaluate.gate import compare, pair
 from supertiny.evaluate.judge import choose, read_predictions
 from supertiny.evaluate.schema import Round
 from supertiny.fresh import CHOSEN, set_aside_stale
+from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.tasks.base import load_task
 from supertiny.train.config import DistillConfig
@@ -24,14 +25,16 @@ log = logging.getLogger(__name__)
 Distill = Callable[[DistillConfig], Artifact]
 Evaluate = Callable[[EvaluateConfig], Artifact]
 Quantize = Callable[[QuantizeConfig], Artifact]
+Compare = Callable[[ParetoConfig], Artifact]
 
 
 class Stages(NamedTuple):
-    """What makes a round; other ones in tests."""
+    """What makes a round, and the Pareto table of a chain's candidates; other ones in tests."""
 
     distill: Distill
     evaluate: Evaluate
     quantize: Quantize
+    compare: Compare
 
 
 def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
@@ -153,7 +156,8 @@ def our_stages() -> Stages:
     """Those of the jobs; they bring Ray and torch."""
     from supertiny.compress.quantize import quantize
     from supertiny.evaluate.suites import evaluate
+    from supertiny.pipeline.pareto import pareto
     from supertiny.pipeline.place import run_at_place
     from supertiny.train.distill import distill
 
-    return Stages(distill, evaluate, partial(run_at_place, quantize))
+    return Stages(distill, evaluate, partial(run_at_place, quantize), partial(run_at_place, pareto))

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from supertiny.compress.pareto import COLUMNS, Row, cells
 from supertiny.evaluate.report import published_in, write_report
-from supertiny.evaluate.schema import Ab, Arm, Choice, Latency, Report
+from supertiny.evaluate.schema import Ab, Arm, Choice, GateMetrics, Latency, Report
 from supertiny.evaluate.table import render_ab_table, render_table
 from supertiny.pipeline.config import PipelineConfig
 from supertiny.serving.traffic import ArmTraffic, TrafficReport
@@ -25,16 +25,20 @@ def write_run_report(config: PipelineConfig, traffic: TrafficReport | None = Non
     if traffic is not None:
         ab = Ab(control=_arm(traffic.control), treatment=_arm(traffic.treatment), cost_basis=traffic.cost_basis)
     more = {"serve": round(serve_seconds, 3)} if serve_seconds is not None else {}
-    choice = newest_choice(config.run_root)
+    choice = choice_judged(config)
     return write_report(config.run_root, prices=config.evaluate.prices, gate=config.gate.name, ab=ab, choice=choice, more_seconds=more)
 
 
-def newest_choice(run_root: str) -> Choice | None:
-    """The newest Pareto table in a run; None where there is none yet."""
-    tables = [each for each in published_in(Path(run_root).expanduser().absolute()).values() if each.kind == "pareto"]
-    if not tables:
+def choice_judged(config: PipelineConfig) -> Choice | None:
+    """Of the chain's two Pareto tables that whose choice the gate judged: one with what was trained through a rounding may be an earlier
+    start's. None where neither is there yet."""
+    published = published_in(Path(config.run_root).expanduser().absolute())
+    gate = published.get(config.gate.name)
+    judged = GateMetrics.model_validate(gate.metrics).candidate.evaluation if gate else None
+    tables = [published[name].metrics for name in (config.pareto_aware, config.pareto.name) if name in published]
+    found = next((table for table in tables if judged in (None, table["evaluation"])), None)
+    if found is None:
         return None
-    found = tables[-1].metrics
     rows = [Row.model_validate(row) for row in found["rows"]]
     chosen = found["model"]
     return Choice(model=chosen, columns=list(COLUMNS), rows=cells(rows, chosen), why=found["why"], measured=found["measured"])

@@ -11,13 +11,10 @@ from supertiny.compress.prune import prune
 from supertiny.evaluate.config import PromoteConfig
 from supertiny.evaluate.gate import gate
 from supertiny.evaluate.promote import promote
-from supertiny.evaluate.report import EVALUATION
 from supertiny.evaluate.suites import evaluate
-from supertiny.pipeline.candidates import Candidate, choose_candidate
+from supertiny.pipeline.candidates import choose_candidate
 from supertiny.pipeline.check import check
 from supertiny.pipeline.config import RUN_CONFIG, PipelineConfig
-from supertiny.pipeline.pareto import pareto
-from supertiny.pipeline.pareto_config import ParetoConfig
 from supertiny.pipeline.place import run_at_place
 from supertiny.pipeline.report import write_run_report
 from supertiny.rollout.pipeline import rollout
@@ -52,20 +49,12 @@ def run(config: PipelineConfig) -> Artifact:
     distill(config.heal)
     evaluate_model(config, config.heal.name)
     candidate = choose_candidate(config)
-    run_at_place(pareto, compared(config, candidate))
-    gate(config.gate.model_copy(update={"candidate": candidate.evaluation.manifest.name}))
+    gate(config.gate.model_copy(update={"candidate": candidate.manifest.name}))
     try:
-        promotion = prove_served(config, candidate.evaluation)
+        promotion = prove_served(config, candidate)
     finally:
         write_run_report(config)
     return promote(promotion)
-
-
-def compared(config: PipelineConfig, candidate: Candidate) -> ParetoConfig:
-    """The Pareto table of the uncut student and what the candidate was chosen from."""
-    models = (config.recover.baseline.removeprefix(EVALUATION), *candidate.compared)
-    chosen = candidate.evaluation.manifest.name.removeprefix(EVALUATION)
-    return config.pareto.model_copy(update={"models": models, "chosen": chosen, "why": candidate.why})
 
 
 def prove_served(config: PipelineConfig, candidate: Artifact) -> PromoteConfig:
