@@ -25,7 +25,7 @@ def test_the_table_is_that_of_the_docs_and_says_what_beats_a_model(tmp_path: Pat
     assert head in (Path(__file__).parents[2] / "docs" / "pareto.md").read_text()
     assert lines == [
         "|---|---|---|---|---|---|---|---|---|---|---|",
-        "| half_billion | 151,936 x 24 x 4,864 | 494.0 | 1.0 | 80.0 | 1.00 | 100 | 1.00 | 200 | 1.00 | depth |",
+        "| half_billion | 151,936 x 24 x 4,864 | 494.0 | 1.0 | 82.0 | 1.00 | 98 | 1.00 | 195 | 1.00 | depth |",
         "| vocab | 52,480 x 24 x 4,864 | 404.9 | 0.8 | 60.0 | 1.15 (1.10 to 1.20) | 133 | 1.15 | 267 | 1.15 | depth |",
         "| depth | 151,936 x 18 x 4,864 | 404.6 | 0.8 | 45.0 | 2.00 (2.00 to 2.00) | 178 | 2.00 | 356 | 2.00 |  |",
         "| vocab:w8a8 | 52,480 x 24 x 4,864 | 404.9 | 0.7 | 43.0 | 1.95 (1.68 to 2.10) | 186 | 1.95 | 372 | 1.95 |  |",
