@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supertiny.errors import NoAnswer, PromptRefused
-from supertiny.llm.base import Sampling
+from supertiny.llm.base import Llm, Sampling
 from supertiny.llm.config import EngineConfig
 from supertiny.llm.vllm import VllmLlm
 from supertiny.records import Prompt, Record, Tool
@@ -56,7 +56,7 @@ def median_speed(runs: Sequence[Speed]) -> Speed:
 
 
 async def time_answers(
-    llm: VllmLlm, prompts: Sequence[Prompt], in_flight: int, max_tokens: int, tools: Sequence[Tool] = ()
+    llm: Llm, prompts: Sequence[Prompt], in_flight: int, max_tokens: int, tools: Sequence[Tool] = ()
 ) -> tuple[int, float]:
     """Tokens of all answers, and the seconds until the last one ends."""
     slots = asyncio.Semaphore(in_flight)
@@ -74,7 +74,7 @@ async def time_answers(
     return tokens, time.monotonic() - started
 
 
-async def warm_up(llm: VllmLlm, prompts: Sequence[Prompt], in_flight: int, tools: Sequence[Tool] = ()) -> None:
+async def warm_up(llm: Llm, prompts: Sequence[Prompt], in_flight: int, tools: Sequence[Tool] = ()) -> None:
     """Short answers before anything is timed, as many together as at most later."""
     await time_answers(llm, fill(prompts, in_flight), in_flight, WARM_UP_TOKENS, tools)
 
@@ -84,7 +84,7 @@ def fill(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
     return [prompts[at % len(prompts)] for at in range(number)]
 
 
-async def _measure(llm: VllmLlm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
+async def _measure(llm: Llm, prompts: Sequence[Prompt], tools: Sequence[Tool], max_tokens: int, batches: Sequence[int]) -> Speed:
     await warm_up(llm, prompts, max(batches), tools)
     alone = [await time_answers(llm, [prompt], 1, max_tokens, tools) for prompt in prompts]
     rates = {1: sum(tokens for tokens, _ in alone) / sum(seconds for _, seconds in alone)}
