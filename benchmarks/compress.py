@@ -75,6 +75,8 @@ def main() -> None:
         ours = {"batches": arguments.batches, "runs": arguments.runs} if step == "speed" else {}
         print(json.dumps(STEPS[step](Path(arguments.folder), name, **ours)))
         return
+    if set(arguments.models) <= {HALF_BILLION}:
+        parser.error("--models: name a cut, to be measured beside the uncut model")
     with tempfile.TemporaryDirectory() as temporary:
         compare(
             Path(arguments.folder or temporary), [HALF_BILLION, *(name for name in arguments.models if name != HALF_BILLION)], arguments

@@ -118,7 +118,7 @@ def test_the_healing_before_further_rounds_counts_and_the_cut_is_where_it_began(
 def test_the_table_says_why_a_candidate_goes_to_the_gate_and_what_it_was_compared_with(tmp_path: Path) -> None:
     chain = Chain(tmp_path, {"heal": 948, "awq": 900, "w8a8": 947}, {"w8a8": 0.004}, ('candidates=["heal", "awq", "w8a8"]',))
     assert chain.candidate() == "eval-w8a8"
-    why = "2 of 3 candidates would pass the gate, and of these it is as accurate as heal, and cheaper per right answer;"
+    why = "of the 2 of 3 candidates that would pass the gate it is as accurate as heal, and cheaper per right answer;"
     assert why in chain.table()["why"]
     assert [row["name"] for row in chain.table()["rows"]] == ["rl", "heal", "awq", "w8a8"]
     assert chain.compared[0].candidates == ("eval-heal", "eval-w8a8")
@@ -127,10 +127,10 @@ def test_the_table_says_why_a_candidate_goes_to_the_gate_and_what_it_was_compare
 def test_what_was_trained_through_its_rounding_has_a_second_table(tmp_path: Path) -> None:
     chain = Chain(tmp_path, {**TOO_MUCH, "w8a8-1": 960})
     assert chain.candidate() == "eval-w8a8-1"
-    assert "none of 2 candidates would pass the gate, and of these it is the most accurate;" in chain.table()["why"]
+    assert "of 2 candidates, none of which would pass the gate, it is the most accurate;" in chain.table()["why"]
     second = chain.table("pareto-aware")
     assert (second["model"], [row["name"] for row in second["rows"]]) == ("w8a8-1", ["rl", "heal", "awq", "w8a8", "w8a8-1"])
-    assert "this is w8a8, the best of them, after training through its rounding;" in second["why"]
+    assert "w8a8 after training through its rounding, without which it would not pass the gate;" in second["why"]
 
 
 def test_the_student_before_the_cut_may_be_another_run_s_of_a_name_that_is_ours_too(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def run(tmp_path, monkeypatch):
 
     def measured(folder: Path, *_) -> Speed:
         asked.append(folder.name)
+        if folder.name == "too_big":
+            raise RuntimeError("no memory")
         if folder.name not in rates:
             raise NoAnswer("no prompt got a token in answer")
         rate = rates[folder.name][(asked.count(folder.name) - 1) % 3]
@@ -132,9 +134,9 @@ def test_the_best_is_chosen_by_what_the_table_measures_and_not_by_an_evaluation_
 
 def test_only_candidates_are_chosen_and_it_is_said_what_they_are(run):
     config, _ = run
-    named = {"evaluations": ("eval-heal", "eval-rl", "eval-w8a8"), "rounds": 1, "candidates_are": "2 would pass"}
+    named = {"evaluations": ("eval-heal", "eval-rl", "eval-w8a8"), "rounds": 1, "candidates_are": "2 that would pass"}
     found = pareto(config.model_copy(update={**named, "candidates": ("eval-rl", "eval-w8a8")})).manifest.metrics
-    assert "`rl` (bfloat16, 96.0 %) is chosen: 2 would pass, and of these it is the most accurate;" in found["why"]
+    assert "`rl` (bfloat16, 96.0 %) is chosen: of 2 that would pass it is the most accurate;" in found["why"]
     alone = pareto(config.model_copy(update={**named, "candidates": ("eval-w8a8",)})).manifest.metrics
     assert "`w8a8` (bfloat16, 40.0 %) is chosen: 2 would pass;" in alone["why"]
 
@@ -159,10 +161,19 @@ def test_a_model_that_answers_nothing_is_left_out(run):
     publish_evaluation(Path(config.run_root), silent, rows([True] * 50))
     found = pareto(config).manifest.metrics
     assert (found["model"], len(found["rows"])) == ("heal", 3)
-    assert found["measured"].endswith(" Left out, having answered nothing: silent.")
+    assert found["measured"].endswith(" Left out, since nothing of them could be measured: silent.")
     alone = {"evaluations": ("eval-rl", "eval-silent"), "candidates": ("eval-silent",)}
     with pytest.raises(NoAnswer, match="silent: none of the candidates answered anything"):
         pareto(config.model_copy(update=alone))
+
+
+def test_a_model_that_its_engine_refuses_stops_the_table_only_where_it_may_be_chosen(run):
+    config, _ = run
+    publish_evaluation(Path(config.run_root), publish_model(Path(config.run_root), "too_big", contents="big"), rows([True] * 50))
+    among = config.model_copy(update={"evaluations": ("eval-rl", "eval-too_big"), "candidates": ("eval-rl",)})
+    assert [row["name"] for row in pareto(among).manifest.metrics["rows"]] == ["rl"]
+    with pytest.raises(RuntimeError, match="no memory"):
+        pareto(among.model_copy(update={"candidates": ("eval-rl", "eval-too_big")}))
 
 
 def test_an_evaluation_may_have_any_name_and_lie_in_another_run(run, tmp_path):

@@ -172,16 +172,18 @@ def test_rollouts_that_the_engine_has_no_room_for_are_left_out(tmp_path: Path):
     assert within(longest, rows, tokenizer) == [row for row in rows if lengths[row.rollout_id] < longest]
 
 
-@pytest.mark.parametrize(("num_rollouts", "max_model_len"), [(7, 4096), (16, 16)])
+@pytest.mark.parametrize(
+    ("num_rollouts", "max_model_len", "said"),
+    [(7, 4096, "and there are 7; roll more prompts out"), (16, 16, "and of 16 only 0 fit engine.max_model_len 16; raise it")],
+)
 def test_too_few_rollouts_for_a_proof_are_refused_before_an_engine_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_rollouts: int, max_model_len: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_rollouts: int, max_model_len: int, said: str
 ):
     make_run(tmp_path, "rl", tiny_student(1))
     publish_rollouts(tmp_path, some_rollouts(num_rollouts), "few")
     monkeypatch.delattr(parity, "score_all")
     engine = EngineConfig(max_model_len=max_model_len)
-    said = rf"of {num_rollouts} drawn rollouts are shorter than engine.max_model_len {max_model_len}, and a proof takes 8 at least"
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=f"a proof takes rollouts of 8 prompts at least, {said}"):
         prove(ParityConfig(run_root=str(tmp_path), model="rl", rollouts="few", engine=engine))
     assert not (tmp_path / "parity").exists()
 

@@ -214,9 +214,13 @@ def test_the_pareto_table_is_measured_where_students_are_evaluated_and_has_what_
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("pareto.split=typo", "no split typo"), ("pareto.num_prompts=1000000", "num_prompts 1000000: the split heldout has only")],
+    [
+        ("pareto.split=typo", "no split typo"),
+        ("pareto.num_prompts=1000000", "num_prompts 1000000: the split heldout has only"),
+        ("rollout.limit=7", "rollout.limit 7: nothing is promoted without a proof, of 8 prompts at least"),
+    ],
 )
-def test_prompts_that_speeds_cannot_be_measured_with_are_refused_before_the_first_stage(setting: str, message: str) -> None:
+def test_prompts_that_later_stages_cannot_do_with_are_refused_before_the_first_stage(setting: str, message: str) -> None:
     check_tasks(load(PipelineConfig, DEMO))
     with pytest.raises(ConfigError, match=message):
         check_tasks(load(PipelineConfig, DEMO, [setting]))

@@ -116,10 +116,10 @@ def within(max_model_len: int, rows: Sequence[Rollout], tokenizer: Any) -> list[
     """
     short = [row for row in rows if _num_tokens(row, tokenizer) < max_model_len]
     if len(short) < MIN_PROOF_ROWS:
-        raise ConfigError(
-            f"{len(short)} of {len(rows)} drawn rollouts are shorter than engine.max_model_len {max_model_len}, and a proof takes "
-            f"{MIN_PROOF_ROWS} at least; raise it or num_rows, or make more rollouts"
-        )
+        few = f"a proof takes rollouts of {MIN_PROOF_ROWS} prompts at least"
+        if len(short) == len(rows):
+            raise ConfigError(f"{few}, and there are {len(rows)}; roll more prompts out, or raise num_rows")
+        raise ConfigError(f"{few}, and of {len(rows)} only {len(short)} fit engine.max_model_len {max_model_len}; raise it, or num_rows")
     if len(short) < len(rows):
         log.warning(
             "%d of %d rollouts are longer than engine.max_model_len %d, and left out", len(rows) - len(short), len(rows), max_model_len

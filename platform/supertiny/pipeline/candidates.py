@@ -31,18 +31,26 @@ def choose_candidate(config: PipelineConfig, stages: Stages | None = None) -> Ar
     names = {section: each.manifest.name for section, each in made.items()}
     passing = [names[section] for section, each in made.items() if would_pass(config, each)]
     rows = tuple(dict.fromkeys([*uncut(config), EVALUATION + healed, *names.values()]))
-    would = f"{len(passing) or 'none'} of {len(made)} candidates would pass the gate"
-    among = {"evaluations": rows, "candidates": tuple(passing or names.values()), "candidates_are": would}
+    among = {"evaluations": rows, "candidates": tuple(passing or names.values()), "candidates_are": _describe(len(passing), len(made))}
     chosen = stages.compare(config.pareto.model_copy(update=among)).manifest.metrics["evaluation"]
     section = next(section for section, name in names.items() if name == chosen)
     if section == "heal":
         return made[section]
     aware = stages.evaluate(config.evaluate.of(recover(through_its_rounding(config, section, healed), stages).manifest.metrics["model"]))
     if (name := aware.manifest.name) not in rows:
-        why = f"{would}, and this is {section}, the best of them, after training through its rounding"
+        why = f"{section} after training through its rounding, without which it would not pass the gate"
         again = {"name": config.pareto_aware, "evaluations": (*rows, name), "candidates": (name,), "candidates_are": why}
         stages.compare(config.pareto.model_copy(update=again))
     return aware
+
+
+def _describe(num_passing: int, num_made: int) -> str:
+    if num_made == 1:
+        return "the only candidate"
+    if num_passing == 0:
+        return f"{num_made} candidates, none of which would pass the gate,"
+    which = "only one" if num_passing == 1 else str(num_passing)
+    return f"the {which} of {num_made} candidates that would pass the gate"
 
 
 def uncut(config: PipelineConfig) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ import logging
 import ray
 
 from supertiny.artifacts import open_artifact
+from supertiny.compress.config import MIN_PROOF_ROWS
 from supertiny.config import StageConfig
 from supertiny.cost import machine_price
 from supertiny.doctor.examine import refuse_strangers
+from supertiny.errors import ConfigError
 from supertiny.evaluate.judge import choose
 from supertiny.pipeline.check_compression import check_compression
 from supertiny.pipeline.config import PipelineConfig
@@ -51,10 +53,15 @@ def check_tasks(config: PipelineConfig) -> None:
     """Draw the prompts that are asked, and look the machines' prices up.
 
     Raises:
-        ConfigError: a task refuses its options, has no such split or too few prompts in it, or the price table lacks a machine.
+        ConfigError: a task refuses its options, has no such split or too few prompts in it, too few are rolled out for a proof, or the
+            price table lacks a machine.
     """
     for section in (config.rollout, config.rl):
         load_task(section.task)
+    if config.rollout.limit is not None and config.rollout.limit < MIN_PROOF_ROWS:
+        raise ConfigError(
+            f"rollout.limit {config.rollout.limit}: nothing is promoted without a proof, of {MIN_PROOF_ROWS} prompts at least"
+        )
     for asking in (config.evaluate, config.pareto):
         choose(load_task(asking.task).prompts(asking.split), asking.num_prompts, asking.split)
     for priced in (config.evaluate, config.evaluate_teacher):

@@ -123,7 +123,8 @@ class PipelineConfig(JobConfig):
     """The comparison that decides; its candidate is the best of `candidates`, or what `aware` made of it."""
     pareto: ParetoConfig
     """The table of the uncut student, the healed one and the candidates, by which one of these is chosen; a second one, `pareto-aware`, has
-    what `aware` made of that. Measured in the engine of `evaluate`, but for 32 requests at least, and on its nodes, unless it says so."""
+    what `aware` made of that. Measured in the engine of `evaluate`, with room for 32 requests at least, and on its nodes, unless it says
+    so."""
     parity: ParityConfig
     """The proof that vLLM serves what Hugging Face loads of the gate's candidate, without which nothing is promoted: in the engine of
     `evaluate` and on its nodes, unless it says otherwise itself; `model` and `rollouts` are set."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 def pareto(config: ParetoConfig) -> Artifact:
     """The table as `table.md` and as rows in the manifest, with the choice and why. Engines are built in this process, in turns;
-    `run_at_place` finds it a node. A model that answers nothing is left out.
+    `run_at_place` finds it a node. A model that answers nothing is left out, and one
+    that the engine does not take, where it is no candidate.
 
     A cost is that of the tokens that the evaluation's answers have, at the speed that is measured here with the most requests in flight,
     by the machine price of the first candidate's evaluation.
@@ -51,7 +52,7 @@ def pareto(config: ParetoConfig) -> Artifact:
     set_aside_stale(config, parents)
 
     def build(folder: Path) -> dict[str, Any]:
-        speeds = measure(config, models)
+        speeds = measure(config, models, candidates)
         left = [name for name in candidates if name in speeds]
         if not left:
             raise NoAnswer(f"{', '.join(candidates)}: none of the candidates answered anything, so there is none to choose")
@@ -59,8 +60,8 @@ def pareto(config: ParetoConfig) -> Artifact:
         rows = [_row(name, models[name], evaluations[name], speeds[name], price) for name in speeds]
         chosen, why = best({name: evaluations[name] for name in left}, {row.name: row.usd_per_thousand_correct for row in rows})
         said, basis = explain(rows, chosen, _reason(config, left, why)), describe_measurement(config, price)
-        if silent := [name for name in models if name not in speeds]:
-            basis += f" Left out, having answered nothing: {', '.join(silent)}."
+        if out := [name for name in models if name not in speeds]:
+            basis += f" Left out, since nothing of them could be measured: {', '.join(out)}."
         (folder / TABLE).write_text(render(rows, chosen, [said, basis]), encoding="utf-8")
         log.info("%s", said)
         return {
@@ -112,9 +113,9 @@ def check_same(models: Mapping[str, Artifact], evaluations: Mapping[str, Artifac
             )
 
 
-def measure(config: ParetoConfig, models: Mapping[str, Artifact]) -> dict[str, Speed]:
+def measure(config: ParetoConfig, models: Mapping[str, Artifact], candidates: Sequence[str]) -> dict[str, Speed]:
     """Every model's speed, median of `rounds` in turns, so that what else the machine does meets all alike; none of one that answers
-    nothing."""
+    nothing or, where it is no candidate, that the engine does not take."""
     task = load_task(config.task)
     prompts = choose_prompts(task.prompts(config.split), config.num_prompts, config.split)
     runs: dict[str, list[Speed]] = {name: [] for name in models}
@@ -123,7 +124,9 @@ def measure(config: ParetoConfig, models: Mapping[str, Artifact]) -> dict[str, S
             log.info("%s: measuring %s, round %d of %d", config.name, name, number, config.rounds)
             try:
                 runs[name].append(measure_speed(models[name].path, prompts, task.tools, config.engine, config.max_tokens, BATCHES))
-            except NoAnswer as error:
+            except Exception as error:  # vLLM's are of many kinds
+                if name in candidates and not isinstance(error, NoAnswer):
+                    raise
                 log.warning("%s: %s is left out: %s", config.name, name, error)
                 del runs[name]
     return {name: median_speed(each) for name, each in runs.items()}
@@ -144,7 +147,7 @@ def _reason(config: ParetoConfig, candidates: list[str], why: str) -> str:
     """Of the choice, in a few words."""
     if len(candidates) == 1:
         return config.candidates_are or "the only candidate"
-    return f"{config.candidates_are}, and of these it is {why}" if config.candidates_are else why
+    return f"of {config.candidates_are} it is {why}" if config.candidates_are else why
 
 
 def _row(name: str, model: Artifact, evaluation: Artifact, speed: Speed, price: MachinePrice) -> Row:

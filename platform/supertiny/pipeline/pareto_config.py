@@ -23,7 +23,8 @@ class ParetoConfig(SpeedConfig):
     candidates: tuple[str, ...] = ()
     """Those of `evaluations` whose models may be chosen; all, if none is named."""
     candidates_are: str | None = None
-    """What is said of the candidates before the reason of the choice, such as `2 of 3 candidates would pass the gate`."""
+    """What is said of the candidates before the reason of the choice, such as `the 2 of 3 candidates that would pass the gate`; of one
+    alone it is the reason."""
     split: str = "heldout"
     """The task's prompts that speeds are measured with."""
     num_prompts: int = Field(32, ge=1)

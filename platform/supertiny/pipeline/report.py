@@ -36,7 +36,7 @@ def choice_judged(config: PipelineConfig) -> Choice | None:
     gate = published.get(config.gate.name)
     judged = GateMetrics.model_validate(gate.metrics).candidate.evaluation if gate else None
     tables = [published[name].metrics for name in (config.pareto_aware, config.pareto.name) if name in published]
-    found = next((table for table in tables if judged in (None, table["evaluation"])), None)
+    found = next((table for table in tables if judged in (None, table.get("evaluation"))), None)
     if found is None:
         return None
     rows = [Row.model_validate(row) for row in found["rows"]]
