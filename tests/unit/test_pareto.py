@@ -138,7 +138,7 @@ def test_only_candidates_are_chosen_and_it_is_said_what_they_are(run):
     found = pareto(config.model_copy(update={**named, "candidates": ("eval-rl", "eval-w8a8")})).manifest.metrics
     assert "`rl` (bfloat16, 96.0 %) is chosen: of 2 that would pass it is the most accurate;" in found["why"]
     alone = pareto(config.model_copy(update={**named, "candidates": ("eval-w8a8",)})).manifest.metrics
-    assert "`w8a8` (bfloat16, 40.0 %) is chosen: 2 would pass;" in alone["why"]
+    assert "`w8a8` (bfloat16, 40.0 %) is chosen: 2 that would pass;" in alone["why"]
 
 
 @pytest.mark.parametrize(
