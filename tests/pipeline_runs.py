@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "w8a8.num_rows": 16,
     "evaluate.num_prompts": 120,
     "evaluate.latency_prompts": 8,
+    "pareto.rounds": 1,
     "gate.min_prompts": 100,
     "gate.margin": 0.9,  # the chain is under test here, not how good so short a training is
 }
