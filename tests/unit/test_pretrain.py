@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from supertiny.artifacts import open_artifact
 from supertiny.config import validate
-from supertiny.errors import ConfigError
+from supertiny.errors import ConfigError, MissingInput
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.records import Call
 from supertiny.tasks.assistant.task import AssistantTask
@@ -69,6 +69,21 @@ def test_trackers_are_no_setting_of_the_result(tmp_path: Path) -> None:
 def test_pretraining_again_repeats_nothing(tmp_path: Path) -> None:
     first, second = (pretrain(_config(tmp_path, steps=2)).manifest for _ in range(2))
     assert first == second
+
+
+def test_a_tokenizer_of_other_texts_too_has_tokens_that_the_task_does_not_need(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("xylophone quixotry\n" * 5000)
+    model = {**MINUSCULE, "vocabulary_size": 768}
+    own = pretrain(_config(tmp_path, name="own", steps=1, model=model))
+    texts = [str(text), "package://pydoc_data/topics.py"]
+    wider = pretrain(_config(tmp_path, name="wider", steps=1, model=model, tokenizer_texts=texts))
+    tokens = [len(AutoTokenizer.from_pretrained(each.path).encode("xylophone quixotry")) for each in (own, wider)]
+    assert tokens[1] == 3 < tokens[0]  # a word, a space and a word
+    with pytest.raises(MissingInput, match=r"nothing at .*nowhere\.txt"):
+        pretrain(_config(tmp_path, name="none", tokenizer_texts=["nowhere.txt"]))
+    with pytest.raises(ConfigError, match="tokenizer_texts: without effect"):
+        _config(tmp_path, tokenizer="own", tokenizer_texts=[str(text)])
 
 
 def test_a_task_without_examples_cannot_be_pretrained_on(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from supertiny.artifacts import Artifact, make, open_artifact
+from supertiny.artifacts import Artifact, make, open_artifact, resolve
 from supertiny.errors import ConfigError, NotFinite
 from supertiny.llm.chat import completion_token_ids, prompt_token_ids
 from supertiny.tasks.base import Pretrainable, load_task
@@ -37,12 +37,15 @@ def pretrain(config: PretrainConfig) -> Artifact:
 
     Raises:
         ConfigError: the task makes no examples, or a tracker is not installed.
+        MissingInput: a text for the tokenizer is not there.
         NotFinite: the loss is NaN or infinite.
     """
     check_trackers(config.trackers)
     task = load_task(config.task)
     if not isinstance(task, Pretrainable):
         raise ConfigError(f"task.path {config.task.path} has no pretraining_examples; start from a pre-trained model instead")
+    for uri in config.tokenizer_texts:
+        resolve(uri, config.run_root)
     parents = {"tokenizer": open_artifact(config.tokenizer, config.run_root, "model")} if config.tokenizer else {}
     return make(config, "model", parents, lambda folder: _build(config, task, parents, folder))
 
@@ -66,7 +69,8 @@ def _new_tokenizer(config: PretrainConfig, task: Pretrainable) -> Any:
     examples = itertools.islice(task.pretraining_examples(config.role, config.seed), config.tokenizer_examples)
     conversations = ([*messages, {"role": "assistant", "content": answer}] for messages, answer in examples)
     texts = (text for conversation in conversations for message in conversation for text in (message["role"], message["content"]))
-    return make_tokenizer(texts, config.model.vocabulary_size)
+    more = (line for uri in config.tokenizer_texts for line in resolve(uri, config.run_root).read_text(encoding="utf-8").splitlines())
+    return make_tokenizer(itertools.chain(texts, more), config.model.vocabulary_size)
 
 
 def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:

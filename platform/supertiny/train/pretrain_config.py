@@ -69,12 +69,21 @@ class PretrainConfig(StageConfig):
     """Longest example in tokens; longer ones are left out."""
     tokenizer_examples: int = Field(20_000, ge=1)
     """Examples that a new tokenizer is trained on."""
+    tokenizer_texts: tuple[str, ...] = ()
+    """Text files that a new tokenizer is trained on besides, in UTF-8: paths, or `package://module/file`. With others than the task's own
+    words it has tokens that the task does not need, as a large model's has."""
     log_every_steps: int = Field(50, ge=1)
     """Steps between progress lines and between lines of the metrics; each gives the mean loss since the last."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """What they go to beside `metrics.jsonl`; `mlflow` and `wandb` need their extra installed."""
     seed: int = Field(0, ge=0)
     """Of the examples and of the first weights."""
+
+    @model_validator(mode="after")
+    def _texts_have_effect(self) -> PretrainConfig:
+        if self.tokenizer is not None and self.tokenizer_texts:
+            raise ValueError("tokenizer_texts: without effect where the tokenizer is taken from a model")
+        return self
 
     def settings(self) -> dict[str, Any]:
         """As of every stage, without the trackers, which change no result."""
