@@ -75,12 +75,23 @@ def main() -> None:
         ours = {"batches": arguments.batches, "runs": arguments.runs} if step == "speed" else {}
         print(json.dumps(STEPS[step](Path(arguments.folder), name, **ours)))
         return
+    if unknown := [name for name in arguments.models if not is_model(name)]:
+        cuts, forms = ", ".join(AXES), ", ".join(FORMATS)
+        parser.error(
+            f"--models {unknown[0]}: expected {HALF_BILLION} or a cut ({cuts}), with a colon and a format ({forms}) where it has one"
+        )
     if set(arguments.models) <= {HALF_BILLION}:
         parser.error("--models: name a cut, to be measured beside the uncut model")
     with tempfile.TemporaryDirectory() as temporary:
         compare(
             Path(arguments.folder or temporary), [HALF_BILLION, *(name for name in arguments.models if name != HALF_BILLION)], arguments
         )
+
+
+def is_model(name: str) -> bool:
+    """Whether it is the uncut model, a cut, or one of them and a format."""
+    cut, colon, form = name.partition(":")
+    return cut in (HALF_BILLION, *AXES) and (form in FORMATS if colon else True)
 
 
 def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> None:
@@ -170,8 +181,6 @@ def make(folder: Path, name: str) -> None:
     if (folder / name).exists():
         return
     cut, _, form = name.partition(":")
-    if form and form not in FORMATS:
-        raise SystemExit(f"{name}: no format {form}; expected one of {', '.join(FORMATS)}")
     if form:
         make(folder, cut)
     elif name != HALF_BILLION:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from supertiny.artifacts import MANIFEST, Artifact, Parent, find_parent, read_manifest
+from supertiny.artifacts import MANIFEST, Artifact, Parent, find_parent, read_manifest, stage_key
 from supertiny.config import StageConfig
 
 log = logging.getLogger(__name__)
@@ -20,12 +20,14 @@ def set_aside_stale(config: StageConfig, parents: Mapping[str, Artifact]) -> Non
     """Move the stage's published artifact aside if its parents have other contents now, or what it chose is not there as it was.
 
     Keys tell settings apart, and the same settings can make other weights: for a stage that trains this is as good, for one that
-    measures it is not.
+    measures it is not. What was asked with other settings, or of other artifacts, stays until there is another one to take its place.
     """
     folder = Path(config.run_root).expanduser().absolute() / config.name
     if not (folder / MANIFEST).exists():
         return
     manifest = read_manifest(folder)
+    if manifest.key != stage_key(config, manifest.kind, parents):
+        return
     measured = {role: parent.sha256 for role, parent in manifest.parents.items()}
     chosen = manifest.metrics.get(CHOSEN)
     gone = chosen is not None and find_parent(Parent.model_validate(chosen), config.run_root) is None

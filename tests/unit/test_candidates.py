@@ -115,6 +115,16 @@ def test_the_healing_before_further_rounds_counts_and_the_cut_is_where_it_began(
     ]
 
 
+@pytest.mark.parametrize(("heal", "goes_on"), [(930, "prune"), (948, "heal")])
+def test_where_the_cut_itself_is_near_enough_no_round_is_made_and_the_better_one_goes_on(tmp_path: Path, heal: int, goes_on: str) -> None:
+    chain = Chain(tmp_path, {**ENOUGH, "prune": 947, "heal": heal})
+    chain.candidate()
+    found = chain.metrics("recovery")
+    assert [each["verdict"] for each in found["rounds"]] == ["pass", "pass" if goes_on == "heal" else "inconclusive"]
+    assert (found["ended"], found["model"], chain.distilled) == ("enough", goes_on, [])
+    assert {each.student for each in chain.quantized} == {goes_on}
+
+
 def test_the_table_says_why_a_candidate_goes_to_the_gate_and_what_it_was_compared_with(tmp_path: Path) -> None:
     chain = Chain(tmp_path, {"heal": 948, "awq": 900, "w8a8": 947}, {"w8a8": 0.004}, ('candidates=["heal", "awq", "w8a8"]',))
     assert chain.candidate() == "eval-w8a8"

@@ -43,6 +43,15 @@ def test_the_best_mix_is_of_several_axes_and_the_best_of_all_of_any():
     assert ratios({"depth": 1.3}) == {"depth_vs_half_billion": 1.3, "best_of_all_vs_half_billion": 1.3}
 
 
+def test_a_model_that_is_none_is_refused_before_any_is_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(compress, "make", lambda *_: pytest.fail("a model was made"))
+    for name in ("foo", "vocab:fp8", "vocab:", ":w8a8"):
+        monkeypatch.setattr("sys.argv", ["compress.py", "--models", "vocab", name])
+        with pytest.raises(SystemExit):
+            compress.main()
+        assert f"--models {name}: expected half_billion or a cut (vocab, " in capsys.readouterr().err
+
+
 def test_a_step_that_is_killed_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     killed = True
     steps = []

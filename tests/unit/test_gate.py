@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from evaluation_artifacts import publish_evaluation, publish_model, row, rows
 
-from supertiny.artifacts import Artifact
+from supertiny.artifacts import Artifact, open_artifact
 from supertiny.config import validate
 from supertiny.errors import ConfigError, CorruptArtifact
 from supertiny.evaluate.config import GateConfig
@@ -97,6 +97,16 @@ def test_an_evaluation_made_again_is_compared_again(tmp_path: Path) -> None:
     shutil.rmtree(evaluation.path)
     publish(tmp_path, "awq", 880)  # the same settings, other answers
     assert gate(config(tmp_path)).manifest.metrics["verdict"] == "fail"
+
+
+def test_a_comparison_that_is_refused_takes_no_earlier_one_away(tmp_path: Path) -> None:
+    publish(tmp_path, "teacher", 970)
+    publish(tmp_path, "awq", 970)
+    publish(tmp_path, "w8a8", 970)
+    made = gate(config(tmp_path))
+    with pytest.raises(ConfigError, match="a gate needs 5000"):
+        gate(config(tmp_path, candidate="eval-w8a8", min_prompts=5000))
+    assert open_artifact("gate", str(tmp_path), "gate") == made
 
 
 def test_the_same_comparison_is_made_once(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from compress_run import make_run, save_byte_tokenizer, tiny_student
 from test_shapes import QWEN_HALF_BILLION, TINY
 from tokenizers import Tokenizer, models
 
+from supertiny.artifacts import make
 from supertiny.compress.config import LatencyConfig, PruneConfig
 from supertiny.compress.dry_run import describe
-from supertiny.compress.latency import LatencyModel, MeasuredShape, fit, read_latency, shapes_to_measure
+from supertiny.compress.latency import LATENCY, LatencyModel, MeasuredShape, fit, read_latency, shapes_to_measure
 from supertiny.compress.measure_latency import cuts_to_measure, measure_latency, write_random
 from supertiny.compress.shapes import Shape, kernel_problems, read_shape
 from supertiny.compress.solver import limits_of, solve, target_of
@@ -159,6 +160,25 @@ def test_the_dry_run_says_that_latencies_are_missing(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
     said = describe(PruneConfig(run_root=str(tmp_path), student=str(tmp_path), target_seconds_per_token=0.01))
     assert said.startswith("no table of shapes: latency: nothing at")
+
+
+def test_the_dry_run_says_what_a_token_of_every_shape_is_foretold_to_take(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN_HALF_BILLION))
+
+    def build(folder: Path) -> dict[str, object]:
+        (folder / LATENCY).write_text(model_of().model_dump_json())
+        return {}
+
+    make(LatencyConfig(run_root=str(tmp_path)), "latency", {}, build)
+    aim = 0.9 * seconds(HALF_BILLION)
+    said = describe(PruneConfig(run_root=str(tmp_path), student=str(tmp_path), axis="depth", target_seconds_per_token=aim))
+    _, head, student, *others = said.splitlines()
+    assert head.endswith("4-bit MB  ms a token")
+    assert student.split()[-1] == f"{1000 * seconds(HALF_BILLION):.3g}"
+    (depth,) = [line.split() for line in others if line.startswith("* depth ")]
+    fewer = replace(HALF_BILLION, num_hidden_layers=int(depth[3]))
+    assert float(depth[-1]) == pytest.approx(1000 * seconds(fewer), rel=5e-3)
+    assert float(depth[-1]) <= 1000 * aim
 
 
 def test_a_student_whose_padding_token_lies_beyond_the_fewer_rows_is_cut_too(tmp_path: Path):

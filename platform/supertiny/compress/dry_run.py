@@ -38,7 +38,7 @@ def describe(config: PruneConfig) -> str:
     target = target_of(config, shape, latency)
     found = solve_all(shape, target, Limits(tensor_parallel_size=config.tensor_parallel_size))
     found |= solve_all(shape, target, limits_of(config), [config.axis])
-    table = f"{target.words}; * is axis {config.axis}\n{shape_table(shape, found, config.axis, config.tensor_parallel_size)}"
+    table = f"{target.words}; * is axis {config.axis}\n{shape_table(shape, found, config.axis, config.tensor_parallel_size, latency)}"
     if isinstance(own := found[config.axis], ConfigError):
         log.info("%s", table)
         raise own
@@ -96,16 +96,26 @@ def _latency(config: PruneConfig) -> LatencyModel | None:
     return read_latency(open_artifact(config.latency, config.run_root, "latency"))
 
 
-def shape_table(shape: Shape, found: Mapping[Axis, Shape | ConfigError], chosen: Axis, tensor_parallel_size: int = 1) -> str:
-    """The student and every solved shape, a line each, in columns; then what reaches nothing, and what kernels do not like."""
+def shape_table(
+    shape: Shape,
+    found: Mapping[Axis, Shape | ConfigError],
+    chosen: Axis,
+    tensor_parallel_size: int = 1,
+    latency: LatencyModel | None = None,
+) -> str:
+    """The student and every solved shape, a line each, in columns; then what reaches nothing, and what kernels do not like.
+
+    Args:
+        latency: by which a column says what a token is foretold to take.
+    """
     solved = {axis: candidate for axis in AXES if isinstance(candidate := found[axis], Shape)}
     narrower = any(each.hidden_size < shape.hidden_size for each in solved.values())
     sizes = SIZE_COLUMNS | ({"embedding": "hidden_size"} if narrower else {})
-    rows = [
-        ("axis", *sizes, *COLUMNS),
-        _row("student", shape, shape, sizes.values(), tensor_parallel_size),
-        *(_row(f"{'* ' * (axis == chosen)}{axis}", each, shape, sizes.values(), tensor_parallel_size) for axis, each in solved.items()),
-    ]
+    named = {"student": shape, **{f"{'* ' * (axis == chosen)}{axis}": each for axis, each in solved.items()}}
+    rows = [("axis", *sizes, *COLUMNS), *(_row(name, each, shape, sizes.values(), tensor_parallel_size) for name, each in named.items())]
+    if latency is not None:
+        times = ["ms a token", *(f"{1000 * latency.seconds_per_token(each):.3g}" for each in named.values())]
+        rows = [(*row, time) for row, time in zip(rows, times, strict=True)]
     lines = _columns(rows) + [f"{axis}: {error}" for axis, error in found.items() if isinstance(error, ConfigError)]
     problems = kernel_problems(shape, tensor_parallel_size)
     return "\n".join(lines + [f"the student itself: {problem}" for problem in problems])

@@ -49,6 +49,8 @@ def _describe(num_passing: int, num_made: int) -> str:
         return "the only candidate"
     if num_passing == 0:
         return f"{num_made} candidates, none of which would pass the gate,"
+    if num_passing == num_made:
+        return f"{num_made} candidates, all of which would pass the gate,"
     which = "only one" if num_passing == 1 else str(num_passing)
     return f"the {which} of {num_made} candidates that would pass the gate"
 

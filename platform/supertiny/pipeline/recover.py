@@ -57,7 +57,7 @@ def recover(config: RecoverConfig, stages: Stages | None = None) -> Artifact:
         check_baseline(config, baseline)
         rounds = heal_until_enough(config, baseline, stages or our_stages())
         ended = why_ended(rounds, config)
-        best = rounds[-1] if ended == "enough" else max(rounds, key=lambda each: each.exact_match)
+        best = best_of(rounds)
         log.info("%s: %s", config.name, describe(best, config.baseline, ended))
         chosen = open_artifact(best.model, config.run_root, "model").as_parent(Path(config.run_root).expanduser().absolute())
         return {
@@ -111,12 +111,18 @@ def _quantized(config: RecoverConfig, student: str, number: int, stages: Stages)
 
 def why_ended(rounds: list[Round], config: RecoverConfig) -> str | None:
     """`enough`, `rounds` or `tokens`; None where another round is due."""
-    if rounds[-1].verdict == "pass":
+    if any(each.verdict == "pass" for each in rounds):
         return "enough"
     if rounds_made(rounds, config) >= config.max_rounds:
         return "rounds"
     of_a_round = rounds[-1].tokens - rounds[-2].tokens if len(rounds) > 1 else 0  # with a cut first the healing before
     return "tokens" if rounds[-1].tokens + of_a_round > config.max_tokens else None
+
+
+def best_of(rounds: list[Round]) -> Round:
+    """The most accurate of those that lose little enough, of all where none does; the first of equals. A cut that costs nothing may be."""
+    enough = [each for each in rounds if each.verdict == "pass"]
+    return max(enough or rounds, key=lambda each: each.exact_match)
 
 
 def training_tokens(model: Artifact) -> int:
