@@ -60,7 +60,8 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     assert report["gate"]["verdict"] == "pass"
     assert read_alias("student@production", str(root)).manifest.name == report["gate"]["candidate"]
     table = open_artifact("pareto", str(root), "pareto").manifest.metrics
-    assert [row["name"] for row in table["rows"]] == ["rl", "heal", "awq", "w8a8"]
+    assert report["recoveries"]["recovery"]["model"] in ("prune", "heal")  # whichever was better on so few prompts
+    assert [row["name"] for row in table["rows"]] == ["rl", report["recoveries"]["recovery"]["model"], "awq", "w8a8"]
     assert report["choice"]["why"] == table["why"]
     assert table["model"] == report["gate"]["candidate"]
     proof = open_artifact("parity", str(root), "parity").manifest
