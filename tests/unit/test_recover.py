@@ -8,8 +8,9 @@ from supertiny.artifacts import Artifact, make, open_artifact
 from supertiny.compress.config import QuantizeConfig
 from supertiny.errors import ConfigError
 from supertiny.evaluate.config import EvaluateConfig
+from supertiny.evaluate.schema import Round
 from supertiny.pipeline.pareto_config import ParetoConfig
-from supertiny.pipeline.recover import Stages, recover
+from supertiny.pipeline.recover import Stages, best_of, recover
 from supertiny.pipeline.recover_config import RecoverConfig
 from supertiny.train.config import DistillConfig
 
@@ -66,6 +67,16 @@ def test_healing_ends_when_the_whole_interval_lies_within_the_margin(tmp_path: P
 def test_a_cut_that_costs_nothing_is_not_healed(tmp_path: Path):
     found, healer = healed(tmp_path, [950])
     assert (found["ended"], found["model"], healer.stages) == ("enough", "prune", [])
+
+
+def test_a_more_accurate_round_that_is_not_surely_near_does_not_go_before_one_that_is():
+    gap = {"value": -0.01, "low": -0.02, "high": 0.0}
+    rounds = [
+        Round.model_validate({"model": name, "tokens": 0, "exact_match": right, "difference": gap, "verdict": verdict})
+        for name, right, verdict in (("prune", 0.93, "pass"), ("heal", 0.94, "pass"), ("heal-1", 0.95, "inconclusive"))
+    ]
+    assert best_of(rounds).model == "heal"
+    assert best_of(rounds[2:]).model == "heal-1"
 
 
 def test_healing_ends_with_its_rounds(tmp_path: Path):
