@@ -218,6 +218,20 @@ def test_a_cut_vocabulary_is_published_with_rollouts_in_its_tokens(tmp_path: Pat
     assert float("-inf") in {logprob for each in taught for logprobs in each.top_k.logprobs for logprob in logprobs}
 
 
+def test_ids_that_the_config_names_are_those_of_the_fewer_tokens_and_transformers_has_nothing_to_warn_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[str] = []
+    monkeypatch.setattr("transformers.configuration_utils.logger.warning_once", said.append)
+    model = tiny_student(1, 512)
+    model.config.eos_token_id = model.generation_config.eos_token_id = 457  # beyond the rows that stay
+    make_run(tmp_path, "sft", model, num_pairs=200)
+    artifact = prune(PruneConfig(run_root=str(tmp_path), axis="vocab", target_parameters_fraction=0.95))
+    files = [json.loads((artifact.path / name).read_text()) for name in ("config.json", "generation_config.json")]
+    assert [each["eos_token_id"] for each in files] == 2 * [AutoTokenizer.from_pretrained(artifact.path).eos_token_id]
+    assert said == []
+
+
 def test_rollouts_that_a_kill_kept_from_being_published_are_on_the_next_run_without_planning_or_pruning_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

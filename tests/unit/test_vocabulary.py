@@ -15,7 +15,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qw
 from supertiny.artifacts import resolve
 from supertiny.compress.export import copy_unchanged
 from supertiny.compress.retokenize import check_tokenizer
-from supertiny.compress.vocabulary import choose_ids, describe_required, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.compress.vocabulary import (
+    choose_ids,
+    describe_required,
+    named_ids,
+    read_vocabulary,
+    renumber_settings,
+    required_ids,
+    write_tokenizer,
+)
 from supertiny.errors import ConfigError, CorruptArtifact
 
 TEACHER = resolve("package://supertiny.tasks.assistant/models/teacher", ".")
@@ -49,7 +57,8 @@ def cut(source: Path, size: int) -> tuple[Path, tuple[int, ...]]:
     folder, vocabulary = Path(mkdtemp(dir=SCRATCH.name)), read_vocabulary(source)
     used = {*AutoTokenizer.from_pretrained(source).encode(SENTENCES[0]), *named_ids(source, vocabulary.num_tokens)}
     kept = tuple(choose_ids(vocabulary, required_ids(vocabulary, used), size, vocabulary.num_tokens))
-    (folder / "config.json").write_text((source / "config.json").read_text() if (source / "config.json").exists() else "{}")
+    config = json.loads((source / "config.json").read_text()) if (source / "config.json").exists() else {}
+    (folder / "config.json").write_text(json.dumps(renumber_settings(config, kept)))
     copy_unchanged(source, folder)
     write_tokenizer(source, folder, kept)
     return folder, kept

@@ -17,7 +17,7 @@ from supertiny.compress.export import copy_unchanged
 from supertiny.compress.latency import LATENCY, MeasuredShape, fit, shapes_to_measure
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.speed import measure_speed
-from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.compress.vocabulary import choose_ids, named_ids, read_vocabulary, renumber_settings, required_ids, write_tokenizer
 from supertiny.errors import ConfigError, MissingInput
 from supertiny.fresh import set_aside_stale
 from supertiny.llm.folders import read_model_config
@@ -74,7 +74,8 @@ def cuts_to_measure(student: Path, shape: Shape) -> dict[Shape, list[int] | None
 
 def write_random(source: Path, folder: Path, values: dict[str, Any], shape: Shape, kept_ids: list[int] | None) -> None:
     """A plain model folder of random weights in the shape; `kept_ids` are its tokens where the vocabulary is cut."""
-    smaller = {**shrink_config(values, shape, range(shape.num_hidden_layers)), "pad_token_id": None}  # torch wants it among the fewer rows
+    smaller = shrink_config(values, shape, range(shape.num_hidden_layers))
+    smaller = smaller if kept_ids is None else renumber_settings(smaller, kept_ids)
     models: Any = AutoModelForCausalLM
     models.from_config(AutoConfig.for_model(**smaller), dtype=torch.bfloat16).save_pretrained(folder)
     copy_unchanged(source, folder)

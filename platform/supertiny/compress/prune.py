@@ -29,7 +29,15 @@ from supertiny.compress.latency import LatencyModel, read_latency
 from supertiny.compress.retokenize import check_tokenizer, publish_renumbered, used_ids
 from supertiny.compress.shapes import Shape, read_shape, shrink_config
 from supertiny.compress.solver import limits_of, solve, student_shape, target_of
-from supertiny.compress.vocabulary import choose_ids, describe_required, named_ids, read_vocabulary, required_ids, write_tokenizer
+from supertiny.compress.vocabulary import (
+    choose_ids,
+    describe_required,
+    named_ids,
+    read_vocabulary,
+    renumber_settings,
+    required_ids,
+    write_tokenizer,
+)
 from supertiny.config import StageConfig
 from supertiny.llm.folders import read_model_config
 from supertiny.rollout_table import iter_rollouts
@@ -120,7 +128,8 @@ def write_pruned(source: Path, folder: Path, cut: Cut, batches: Sequence[Batch])
     _cut_heads(model, cut.shape, batches)
     if cut.kept_ids is not None:
         keep_tokens(model, cut.kept_ids)
-    model.config = type(model.config).from_dict(shrink_config(config, cut.shape, layers))
+    smaller = shrink_config(config, cut.shape, layers)
+    model.config = type(model.config).from_dict(smaller if cut.kept_ids is None else renumber_settings(smaller, cut.kept_ids))
     model.to(dtype).save_pretrained(folder)
     copy_unchanged(source, folder)
     removed: dict[str, Any] = {

@@ -115,7 +115,7 @@ def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: 
 
 
 def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None:
-    """Rewrite every file of a model folder that names tokens for the kept ones, whose new ids are their places in `kept_ids`.
+    """Rewrite every file of a model folder that names tokens, but config.json, for the kept ones: a new id is a place in `kept_ids`.
 
     Those ids lie beside them, so that whatever is renumbered later is as the model is.
     """
@@ -124,11 +124,15 @@ def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None
     _rewrite(source, folder, "tokenizer_config.json", lambda values: _renumber_config(values, new_ids))
     for name in ("vocab.json", "added_tokens.json"):
         _rewrite(source, folder, name, lambda values: _renumber(values, new_ids))
-    for name in ID_FILES:
-        if (folder / name).exists():
-            _rewrite(folder, folder, name, lambda values: _renumber_settings(values, new_ids))
+    _rewrite(folder, folder, "generation_config.json", lambda values: renumber_settings(values, kept_ids))
     _write_merges(source, folder)
     (folder / KEPT_IDS).write_text(json.dumps(list(kept_ids)), encoding="utf-8")
+
+
+def renumber_settings(settings: Mapping[str, Any], kept_ids: Sequence[int]) -> dict[str, Any]:
+    """A model's config or how it generates, with the new ids of the kept tokens where it names some; those of no row become None."""
+    new_ids = {old: new for new, old in enumerate(kept_ids)}
+    return {key: _new(value, new_ids) if _names_tokens(key) else value for key, value in settings.items()}
 
 
 def read_kept_ids(folder: Path) -> list[int]:
@@ -211,10 +215,6 @@ def _renumber_config(config: dict[str, Any], new_ids: Mapping[int, int]) -> dict
 
 def _renumber(vocabulary: Mapping[str, int], new_ids: Mapping[int, int]) -> dict[str, int]:
     return {token: new_ids[number] for token, number in vocabulary.items() if number in new_ids}
-
-
-def _renumber_settings(config: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
-    return {key: _new(value, new_ids) if _names_tokens(key) else value for key, value in config.items()}
 
 
 def _names_tokens(setting: str) -> bool:
