@@ -11,6 +11,10 @@ import ray
 from pipeline_runs import Driver
 
 from supertiny.artifacts import open_artifact, read_alias
+from supertiny.config import load
+from supertiny.errors import SupertinyError
+from supertiny.pipeline.config import PipelineConfig
+from supertiny.pipeline.run import run
 from supertiny.rollout.blocks import finished_names
 from supertiny.rollout_table import read_rejected, read_rollouts
 
@@ -96,13 +100,13 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     ],
 )
 def test_what_cannot_work_is_said_before_anything_heavy_starts(
-    checkout: Path, address: str, tmp_path: Path, override: str, message: str
+    checkout: Path, local_ray: None, tmp_path: Path, override: str, message: str
 ) -> None:
     extra = ["distill.batch=512"] if "num_workers" in override else []
-    status, log = Driver(checkout, tmp_path / "run", tmp_path / "log", address, override, *extra).finish(120)
-    assert status == 1
-    assert message in log
-    assert not list((tmp_path / "run").glob("*"))
+    config = load(PipelineConfig, checkout / "jobs/configs/demo/pipeline.toml", [f"run_root={tmp_path / 'run'}", override, *extra])
+    with pytest.raises(SupertinyError, match=message):
+        run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def file_times(folder: Path) -> dict[str, int]:
