@@ -20,7 +20,8 @@ def write_block(folder: Path, name: str, ids: list[str], *, pending: bool = Fals
     for part in ("blocks", "done"):
         (folder / part).mkdir(exist_ok=True)
     step = StepUsage(usage=Usage(prompt_tokens=10, completion_tokens=3), engine_seconds=0.5, endpoint_usd=usd)
-    columns = {"accepted": not reason, "reason": reason, "seconds": 2.0, "steps": json.dumps({"answer": step.model_dump()})}
+    verdict = {"accepted": not reason, "reason": reason, "evidence": reason and "it rained"}
+    columns = {**verdict, "seconds": 2.0, "steps": json.dumps({"answer": step.model_dump()})}
     rows = {"rollout_id": ids, **{name: [value] * len(ids) for name, value in columns.items()}}
     pq.write_table(pa.table(rows), folder / "blocks" / f"{name}-0.parquet")
     pq.write_table(pa.table({"rollout_id": ids}), folder / "done" / f"{name}{'.pending' if pending else ''}.parquet")
@@ -55,6 +56,15 @@ def test_a_tally_counts_every_finished_block_once(tmp_path: Path) -> None:
     write_block(tmp_path, "d", ["r/0", "r/1"], reason="unlucky")
     assert (tally.update(), tally.accepted, tally.rejected) == (1, 3, {"unlucky": 2})
     assert tally.update() == 0
+
+
+def test_the_first_of_every_reason_is_logged_with_its_evidence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tally = Tally(tmp_path / "blocks", tmp_path / "done")
+    with caplog.at_level("INFO"):
+        for name, reason in (("a", ""), ("b", "unlucky"), ("c", "unlucky"), ("d", "late")):
+            write_block(tmp_path, name, [f"{name}/0", f"{name}/1"], reason=reason)
+            tally.update()
+    assert caplog.messages == ["the first rejected as unlucky: b/0: it rained", "the first rejected as late: d/0: it rained"]
 
 
 def test_what_endpoints_took_is_read_off_the_finished_blocks(tmp_path: Path) -> None:

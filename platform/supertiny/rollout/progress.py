@@ -24,7 +24,7 @@ from supertiny.rollout.spending import Spending
 from supertiny.rollout_table import read_steps
 
 log = logging.getLogger(__name__)
-_COUNTED = ["accepted", "reason", "steps", "seconds"]
+_COUNTED = ["rollout_id", "accepted", "reason", "evidence", "steps", "seconds"]
 _REASONS_IN_A_LINE = 4
 Tell = Callable[["Tally", Spending, int], None]
 """Is told how a rollout stands, and how many rollouts this attempt makes."""
@@ -111,11 +111,16 @@ class Tally:
         return len(new)
 
     def _count(self, table: pa.Table) -> None:
-        accepted, reasons, steps, seconds = (table.column(name).to_pylist() for name in _COUNTED)
+        ids, accepted, reasons, evidences, steps, seconds = (table.column(name).to_pylist() for name in _COUNTED)
         self.rollouts += table.num_rows
         self.accepted += sum(accepted)
         self.row_seconds += seconds
-        self.rejected.update(reason for reason, kept in zip(reasons, accepted, strict=True) if not kept)
+        for rollout_id, kept, reason, evidence in zip(ids, accepted, reasons, evidences, strict=True):
+            if kept:
+                continue
+            if reason not in self.rejected:
+                log.info("the first rejected as %s: %s: %s", reason, rollout_id, evidence)
+            self.rejected[reason] += 1
         for row in steps:
             add(self.sums, json.loads(row))
 
