@@ -81,7 +81,7 @@ def test_a_pipeline_killed_in_rollout_and_in_distill_ends_as_if_nothing_had_happ
     assert "error: GateNotPassed: " in log
     report = json.loads((root / "report.json").read_text())
     trained = report["recoveries"]["recovery-aware"]
-    best = open_artifact("pareto", str(root), "pareto").manifest.metrics["model"]  # of other candidates now, so measured again
+    best = open_artifact("pareto", str(root), "pareto").manifest.metrics["model"]  # measured again, since none passes now
     assert [each["model"] for each in trained["rounds"]] == [best, f"{best}-1"]
     assert (report["gate"]["candidate"], report["gate"]["verdict"] == "pass") == (trained["model"], False)
     assert report["choice"]["model"] == trained["model"]

@@ -11,8 +11,11 @@ from supertiny.artifacts import Artifact, make, open_artifact, resolve
 from supertiny.config import StageConfig, load, validate
 from supertiny.errors import ConfigError, NotFinite, Stopped, SupertinyError
 from supertiny.evaluate.config import EvaluateConfig
+from supertiny.rollout.config import RolloutConfig
+from supertiny.train.pretrain_config import PretrainConfig
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "ablations").glob("*.toml"))
+INPUTS = {"base": PretrainConfig, "rollout": RolloutConfig}
 SMALL = {
     "name": "small",
     "baseline": "sft",
@@ -66,6 +69,13 @@ def result(variant: str, seed: int, right: str) -> Result:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_experiment_is_valid_and_named_after_its_file(path: Path):
     assert load(Experiment, path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((FILES[0].parent / "inputs").glob("*.toml")), ids=lambda path: path.stem)
+def test_what_an_experiment_starts_from_is_valid_and_named_after_it(path: Path):
+    experiment, _, stage = path.stem.rpartition("-")
+    assert experiment in {each.stem for each in FILES}
+    load(INPUTS[stage], path)
 
 
 def test_a_variant_is_its_section_with_its_own_settings_on_the_student_that_it_names(tmp_path: Path):

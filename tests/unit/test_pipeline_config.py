@@ -73,6 +73,12 @@ def test_every_input_that_the_chain_does_not_make_is_looked_for_first(setting: s
         check_inputs(load(PipelineConfig, DEMO, [f"run_root={tmp_path}", setting]))
 
 
+def test_a_text_for_a_tokenizer_is_looked_for_before_anything_is_pretrained(tmp_path: Path) -> None:
+    base = ["base=base", "pretrain_base.role=base", "pretrain_base.name=base", 'pretrain_base.tokenizer_texts=["nowhere.txt"]']
+    with pytest.raises(MissingInput, match="nothing at .*nowhere"):
+        check_inputs(load(PipelineConfig, DEMO, [f"run_root={tmp_path}", *base]))
+
+
 def test_the_demos_inputs_are_all_there_or_made(tmp_path: Path) -> None:
     check_inputs(load(PipelineConfig, DEMO, [f"run_root={tmp_path}"]))
 
@@ -151,6 +157,7 @@ def test_a_candidate_is_trained_through_its_rounding_for_the_gate() -> None:
     ("settings", "problem"),
     [
         (["recover.evaluate.num_prompts=1500"], r"recover\.evaluate: a round is compared with what `evaluate` measured"),
+        (["aware.cut=prune"], r"aware\.cut: its rounds begin with the candidate"),
         (["aware.quantize.format=w8a8"], r"aware\.quantize: without effect; the candidates' own sections say how"),
         (
             ["heal.mode=on_policy", "heal.losses={reverse_kl=1.0}", "aware.max_rounds=1"],

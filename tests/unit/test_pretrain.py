@@ -82,6 +82,9 @@ def test_a_tokenizer_of_other_texts_too_has_tokens_that_the_task_does_not_need(t
     assert tokens[1] == 3 < tokens[0]  # a word, a space and a word
     with pytest.raises(MissingInput, match=r"nothing at .*nowhere\.txt"):
         pretrain(_config(tmp_path, name="none", tokenizer_texts=["nowhere.txt"]))
+    with pytest.raises(ConfigError, match="is no text in UTF-8"):
+        pretrain(_config(tmp_path, name="none", tokenizer_texts=[str(tmp_path)]))
+    assert "tokenizer_texts" not in own.manifest.config
     with pytest.raises(ConfigError, match="tokenizer_texts: without effect"):
         _config(tmp_path, tokenizer="own", tokenizer_texts=[str(text)])
 

@@ -123,6 +123,11 @@ def test_where_quantizing_costs_too_much_the_student_is_trained_through_the_roun
     assert made == [("w4a16", "prune", "calibrated"), ("w4a16-1", "heal-1", "nearest"), ("w4a16-2", "heal-2", "nearest")]
 
 
+def test_a_cut_that_is_measured_unquantized_is_refused_beside_quantized_rounds():
+    with pytest.raises(ValidationError, match="cut: leave it out where `quantize` is given"):
+        RecoverConfig.model_validate({"cut": "prune", "heal": {"student": "heal"}, "quantize": {"format": "w8a8"}})
+
+
 def test_rounds_are_trained_through_the_rounding_that_they_are_measured_in():
     aware = {"heal": {"quantization_aware": {"format": "gptq_w4a16", "group_size": 64}}}
     RecoverConfig.model_validate({**aware, "quantize": {"format": "gptq_w4a16", "group_size": 64}})

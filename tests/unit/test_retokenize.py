@@ -88,6 +88,20 @@ def test_a_model_that_was_cut_again_to_other_tokens_has_its_rollouts_renumbered_
     assert ids[2] == [[number + 1 for number in row] for row in ids[0]]
 
 
+def test_rollouts_of_a_model_that_was_cut_otherwise_are_not_left_beside_it_where_new_ones_cannot_be_written(tmp_path: Path):
+    publish_rollouts(tmp_path, [rollout()])
+    old = open_artifact("rollouts", str(tmp_path), "rollouts")
+    config = StageConfig(name="new", run_root=str(tmp_path))
+    for name, kept_ids in (("wide", [1, 5, 6, 7]), ("narrow", [1])):
+        folder = StageConfig(name=name, run_root=str(tmp_path))
+        model = make(folder, "model", {}, lambda folder, kept=kept_ids: save_kept_ids(folder, kept))
+        if name == "wide":
+            publish_renumbered(config, old, model)
+    with pytest.raises(CorruptArtifact, match="has the token id 5, which"):
+        publish_renumbered(config, old, model)
+    assert not (tmp_path / "new").exists()
+
+
 def test_rollouts_are_renumbered_while_only_some_hundreds_are_held(tmp_path: Path):
     drawn = rollout().completion
     long = Completion(text="x", token_ids=drawn.token_ids * 3, top_k=TopK(ids=drawn.top_k.ids * 3, logprobs=drawn.top_k.logprobs * 3))

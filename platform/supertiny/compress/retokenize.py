@@ -76,7 +76,7 @@ def publish_renumbered(config: StageConfig, rollouts: Artifact, model: Artifact)
         CorruptArtifact: a row has another token, since the rollouts were made again after the cut.
     """
     parents = {"rollouts": rollouts, "model": model}
-    set_aside_stale(config, parents)  # of a model that was cut again, maybe to other tokens
+    set_aside_stale(config, parents, asked_otherwise=True)  # of a model that was cut again, maybe to other tokens
 
     def renumbered() -> Iterator[Rollout]:
         new_ids = {number: place for place, number in enumerate(read_kept_ids(model.path))}

@@ -20,6 +20,7 @@ from supertiny.rollout.pipeline import check_fits as check_rollout_fits
 from supertiny.tasks.base import load_task
 from supertiny.tracking import check_trackers
 from supertiny.train.config import DistillConfig
+from supertiny.train.pretrain import tokenizer_texts
 from supertiny.train.workers import check_fits as check_workers_fit
 
 INPUTS = {"teacher": "model", "student": "model", "rollouts": "rollouts"}
@@ -74,8 +75,12 @@ def check_inputs(config: PipelineConfig) -> None:
 
     Raises:
         MissingInput, CorruptArtifact: as `open_artifact`.
+        MissingInput, ConfigError: as `tokenizer_texts`.
     """
-    made = {section.name for section in (config.pretrain_teacher, config.pretrain_base) if section is not None}
+    pretrained = [section for section in (config.pretrain_teacher, config.pretrain_base) if section is not None]
+    for section in pretrained:
+        tokenizer_texts(section)
+    made = {section.name for section in pretrained}
     for model in {config.teacher, config.base, config.serve.teacher} - made:
         open_artifact(model, config.run_root, "model")
     for stage in (config.rollout, *config.transfers, config.prune, *config.healings, *config.quantized):

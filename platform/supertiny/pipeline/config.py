@@ -97,8 +97,8 @@ class PipelineConfig(JobConfig):
     heal: DistillConfig
     """A short distillation after the cut."""
     recover: RecoverConfig
-    """Further rounds of it, `heal-1`, `heal-2`, …, while the healed student is not surely near the one before the cut: as `heal` and `gate`
-    (`confidence`, `min_prompts`) say, unless its own keys and `recover.heal` say otherwise. `max_rounds = 0` measures alone."""
+    """Further rounds of it, `heal-1`, `heal-2`, …, while neither the cut nor the healed student is surely near the one before: as `heal`
+    and `gate` (`confidence`, `min_prompts`) say, unless its own keys and `recover.heal` say otherwise. `max_rounds = 0` measures alone."""
     candidates: tuple[Candidate, ...] = Field(("awq", "w8a8"), min_length=1)
     """Sections whose models are evaluated, and the best of them gated, each once; the others are not run. `heal` is what healing came to,
     in bfloat16; all others are made of that. Of those that would pass the gate, or of all where none would, it is the most accurate, or the
@@ -200,6 +200,8 @@ class PipelineConfig(JobConfig):
                 raise ValueError(f"{name}.evaluate: a round is compared with what `evaluate` measured, so it cannot differ; leave it out")
             if recovery.quantize is not None:
                 raise ValueError(f"{name}.quantize: without effect; the candidates' own sections say how")
+        if self.aware.cut is not None:
+            raise ValueError("aware.cut: its rounds begin with the candidate; leave it out")
         if self.aware.heal.quantization_aware is not None:
             raise ValueError("aware.heal.quantization_aware: without effect; it is trained for the candidate's own format")
         if self.quantized and self.aware.max_rounds and (self.aware.heal.mode == "on_policy" or self.aware.heal.lora):

@@ -62,6 +62,8 @@ class RecoverConfig(StageConfig):
     @model_validator(mode="after")
     def _trained_for_what_is_measured(self) -> Self:
         """Rounds trained through another rounding than the one that they are measured in would land beside what was trained for."""
+        if self.quantize is not None and self.cut is not None:
+            raise ValueError("cut: leave it out where `quantize` is given, by which every round is measured quantized")
         trained = self.heal.quantization_aware
         if self.quantize is not None and trained is not None:
             wanted, given = ((each.format, each.group_size) for each in (self.quantize, trained))

@@ -36,16 +36,15 @@ def pretrain(config: PretrainConfig) -> Artifact:
     """The model artifact of a config: a Hugging Face folder in bfloat16, with its tokenizer.
 
     Raises:
-        ConfigError: the task makes no examples, or a tracker is not installed.
-        MissingInput: a text for the tokenizer is not there.
+        ConfigError: the task makes no examples, a tracker is not installed, or a text for the tokenizer is none.
+        MissingInput: it is not there.
         NotFinite: the loss is NaN or infinite.
     """
     check_trackers(config.trackers)
     task = load_task(config.task)
     if not isinstance(task, Pretrainable):
         raise ConfigError(f"task.path {config.task.path} has no pretraining_examples; start from a pre-trained model instead")
-    for uri in config.tokenizer_texts:
-        resolve(uri, config.run_root)
+    tokenizer_texts(config)
     parents = {"tokenizer": open_artifact(config.tokenizer, config.run_root, "model")} if config.tokenizer else {}
     return make(config, "model", parents, lambda folder: _build(config, task, parents, folder))
 
@@ -69,8 +68,24 @@ def _new_tokenizer(config: PretrainConfig, task: Pretrainable) -> Any:
     examples = itertools.islice(task.pretraining_examples(config.role, config.seed), config.tokenizer_examples)
     conversations = ([*messages, {"role": "assistant", "content": answer}] for messages, answer in examples)
     texts = (text for conversation in conversations for message in conversation for text in (message["role"], message["content"]))
-    more = (line for uri in config.tokenizer_texts for line in resolve(uri, config.run_root).read_text(encoding="utf-8").splitlines())
-    return make_tokenizer(itertools.chain(texts, more), config.model.vocabulary_size)
+    return make_tokenizer(itertools.chain(texts, tokenizer_texts(config)), config.model.vocabulary_size)
+
+
+def tokenizer_texts(config: PretrainConfig) -> list[str]:
+    """The lines of a new tokenizer's further texts.
+
+    Raises:
+        MissingInput: a file is not there.
+        ConfigError: it is no text in UTF-8.
+    """
+    lines: list[str] = []
+    for uri in config.tokenizer_texts:
+        path = resolve(uri, config.run_root)
+        try:
+            lines += path.read_text(encoding="utf-8").splitlines()
+        except (IsADirectoryError, UnicodeDecodeError) as error:
+            raise ConfigError(f"tokenizer_texts: {path} is no text in UTF-8: {error}") from None
+    return lines
 
 
 def new_model(size: ModelSize, tokenizer: Any) -> Qwen2ForCausalLM:

@@ -71,7 +71,7 @@ class PretrainConfig(StageConfig):
     """Examples that a new tokenizer is trained on."""
     tokenizer_texts: tuple[str, ...] = ()
     """Text files that a new tokenizer is trained on besides, in UTF-8: paths, or `package://module/file`. With others than the task's own
-    words it has tokens that the task does not need, as a large model's has."""
+    words it has tokens that the task does not need, as a large model's has. An artifact's key knows their names and not what they say."""
     log_every_steps: int = Field(50, ge=1)
     """Steps between progress lines and between lines of the metrics; each gives the mean loss since the last."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
@@ -86,5 +86,6 @@ class PretrainConfig(StageConfig):
         return self
 
     def settings(self) -> dict[str, Any]:
-        """As of every stage, without the trackers, which change no result."""
-        return {key: value for key, value in super().settings().items() if key != "trackers"}
+        """As of every stage, without the trackers, which change no result, and without `tokenizer_texts` where there are none."""
+        left_out = {"trackers", *(() if self.tokenizer_texts else ("tokenizer_texts",))}
+        return {key: value for key, value in super().settings().items() if key not in left_out}
