@@ -75,7 +75,7 @@ def test_every_input_that_the_chain_does_not_make_is_looked_for_first(setting: s
 
 def test_a_text_for_a_tokenizer_is_looked_for_before_anything_is_pretrained(tmp_path: Path) -> None:
     base = ["base=base", "pretrain_base.role=base", "pretrain_base.name=base", 'pretrain_base.tokenizer_texts=["nowhere.txt"]']
-    with pytest.raises(MissingInput, match="nothing at .*nowhere"):
+    with pytest.raises(MissingInput, match=r"nothing at .*nowhere"):
         check_inputs(load(PipelineConfig, DEMO, [f"run_root={tmp_path}", *base]))
 
 
