@@ -86,6 +86,12 @@ def test_speeds_and_proofs_are_of_the_machine_and_the_engine_that_evaluations_ru
     assert config.place == PlaceConfig(num_gpus=evaluate.num_gpus, labels=evaluate.labels)
 
 
+def test_the_single_proof_scores_completions_in_the_tokens_that_the_chain_s_candidates_have() -> None:
+    config = chain("cluster")
+    assert load(ParityConfig, QWEN / "cluster" / "parity.toml").rollouts == config.w8a8.rollouts == "prune-rollouts"
+    assert config.prune.axis == "vocab"
+
+
 @pytest.mark.parametrize(("run", "gpus"), [("one-gpu", 1), ("eight-gpus", 8)])
 def test_a_run_on_one_machine_uses_all_of_its_gpus_and_no_more(run: str, gpus: int) -> None:
     config = chain(run)

@@ -135,6 +135,20 @@ def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() 
     assert config.prune.rollouts == load(PipelineConfig, DEMO).heal.rollouts == "rollouts"
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["heal.rollouts=prune-rollouts"], "heal.rollouts: prune-rollouts are not in .* prune.axis width leaves, rollouts are"),
+        (["w8a8.rollouts=prune-rollouts"], "w8a8.rollouts: prune-rollouts are not"),
+        (["prune.axis=vocab", "awq.rollouts=rollouts"], "awq.rollouts: rollouts are not in .* prune.axis vocab leaves, prune-rollouts are"),
+        (["prune.axis=vocab", "prune.rollouts=earlier", "heal.rollouts=earlier"], "heal.rollouts: earlier are not"),
+    ],
+)
+def test_rollouts_in_other_tokens_than_the_cut_student_s_are_refused(settings: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load(PipelineConfig, DEMO, settings)
+
+
 def test_healing_until_it_is_enough_has_the_settings_of_healing_and_looks_back_at_the_student_before_the_cut() -> None:
     config = load(PipelineConfig, DEMO, ["heal.learning_rate=0.003", "recover.heal.epochs=0.5", "gate.confidence=0.9"])
     recover = config.recover

@@ -19,6 +19,8 @@ from supertiny.train.pretrain_config import PretrainConfig
 
 RUN_CONFIG = "pipeline.json"
 """File in the run's folder: the settings of its last start."""
+CUT_ROLLOUTS = "prune-rollouts"
+"""The rollouts once more, in the tokens of a student whose vocabulary was cut."""
 SHARED = tuple(JobConfig.model_fields)
 """Keys of the top that every section inherits."""
 CHAIN: dict[str, dict[str, Any]] = {
@@ -185,7 +187,15 @@ class PipelineConfig(JobConfig):
     @model_validator(mode="after")
     def _heals_in_the_tokens_that_stay(self) -> Self:
         """The tokens of the teacher, and of earlier rollouts, are not those of a student whose vocabulary was cut."""
-        if "vocab" not in self.prune.axis.split("+"):
+        cuts_tokens = "vocab" in self.prune.axis.split("+")
+        own, others = (CUT_ROLLOUTS, self.prune.rollouts) if cuts_tokens else (self.prune.rollouts, CUT_ROLLOUTS)
+        after: list[DistillConfig | QuantizeConfig] = [*self.healings, *self.quantized]
+        for stage in after:
+            if stage.rollouts == others:
+                raise ValueError(
+                    f"{stage.name}.rollouts: {others} are not in the tokens that prune.axis {self.prune.axis} leaves, {own} are"
+                )
+        if not cuts_tokens:
             return self
         if any(stage.mode == "on_policy" for stage in self.healings):
             raise ValueError(f"heal.mode on_policy: the teacher cannot score the tokens that prune.axis {self.prune.axis} renumbers")
@@ -252,7 +262,7 @@ class PipelineConfig(JobConfig):
         cut = values.get("prune")
         cut = cut if isinstance(cut, Mapping) else {}
         if "vocab" in str(cut.get("axis", "")).split("+"):  # what follows knows the new token ids alone
-            inputs |= {section: {"rollouts": "prune-rollouts"} for section in ("heal", *QUANTIZED)}
+            inputs |= {section: {"rollouts": CUT_ROLLOUTS} for section in ("heal", *QUANTIZED)}
         uncut = evaluated.get(cut.get("student", student))
         if uncut is None and not (isinstance(recover := values.get("recover"), Mapping) and "baseline" in recover):
             raise ValueError(f"prune.student {cut['student']} is evaluated nowhere in this chain: name its evaluation in recover.baseline")
