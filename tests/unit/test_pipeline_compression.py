@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def test_the_tokens_that_have_to_stay_are_those_of_the_models_tokenizer() -> Non
 
 def test_a_base_that_is_the_teacher_which_the_chain_makes_is_not_looked_for() -> None:
     check_compression(chain("teacher=teacher", "base=teacher", "pretrain_teacher.role=teacher", "pretrain_teacher.name=teacher"))
+
+
+def test_a_token_without_a_row_of_the_embedding_is_refused_before_the_first_rollout(tmp_path: Path) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        shutil.copytree(base := resolve(chain().base, "."), folder, dirs_exist_ok=True)
+        values = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**values, "vocab_size": values["vocab_size"] - 4}), encoding="utf-8")
+        return {}
+
+    make(StageConfig(name="base", run_root=str(tmp_path)), "model", {}, build)
+    with pytest.raises(ConfigError, match="the tokenizer has 2 tokens beyond the 1,020 rows of the embedding"):
+        check_compression(chain(f"run_root={tmp_path}", "base=base", "prune.axis=vocab"))
 
 
 def test_a_target_in_bytes_counts_what_training_writes(tmp_path: Path) -> None:

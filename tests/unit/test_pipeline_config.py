@@ -138,10 +138,14 @@ def test_a_cut_vocabulary_is_healed_and_quantized_with_rollouts_in_its_tokens() 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (["heal.rollouts=prune-rollouts"], "heal.rollouts: prune-rollouts are not in .* prune.axis width leaves, rollouts are"),
-        (["w8a8.rollouts=prune-rollouts"], "w8a8.rollouts: prune-rollouts are not"),
-        (["prune.axis=vocab", "awq.rollouts=rollouts"], "awq.rollouts: rollouts are not in .* prune.axis vocab leaves, prune-rollouts are"),
-        (["prune.axis=vocab", "prune.rollouts=earlier", "heal.rollouts=earlier"], "heal.rollouts: earlier are not"),
+        (["heal.rollouts=prune-rollouts", "w8a8.rollouts=prune-rollouts"], "heal.rollouts, .*, w8a8.rollouts: has to be rollouts where"),
+        (["aware.heal.rollouts=prune-rollouts"], "PipelineConfig: aware.heal.rollouts: .*axis is width, which makes no prune-rollouts"),
+        (["prune.axis=vocab", "awq.rollouts=rollouts"], "PipelineConfig: awq.rollouts: has to be prune-rollouts .*axis is vocab"),
+        (["prune.axis=vocab", "recover.heal.rollouts=earlier"], "PipelineConfig: recover.heal.rollouts: has to be prune-rollouts"),
+        (
+            ["prune.axis=vocab", "heal.rollouts=../earlier/rollouts"],
+            "PipelineConfig: heal.rollouts, recover.heal.rollouts, aware.heal.rollouts:",
+        ),
     ],
 )
 def test_rollouts_in_other_tokens_than_the_cut_student_s_are_refused(settings: list[str], problem: str) -> None:

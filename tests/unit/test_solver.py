@@ -325,6 +325,21 @@ def test_a_dry_run_whose_own_axis_does_not_reach_the_target_fails_after_the_tabl
     assert f"{settings['axis']}: target_parameters_fraction 0.8" in table
 
 
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ({"target_parameters": 600_000_000}, "target_parameters 600,000,000 is not below the student's own 494,032,768 parameters"),
+        (
+            {"target_bytes": 988_065_536},
+            "target_bytes 988,065,536 is not below the student's own 988,065,536 bytes: there is nothing to cut",
+        ),
+    ],
+)
+def test_a_target_that_the_student_meets_as_it_is_is_refused(target: dict[str, int], problem: str):
+    with pytest.raises(ConfigError, match=problem):
+        target_of(PruneConfig(**target), read_shape(QWEN_HALF_BILLION))
+
+
 def test_a_target_in_bytes_is_refused_where_the_cut_would_have_other_weights(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({**TINY, "dtype": "float32"}))
     with pytest.raises(ConfigError, match="target_bytes counts two bytes a parameter, and a cut of this student stays float32"):

@@ -210,7 +210,7 @@ def test_rollouts_of_another_tokenizer_are_refused_by_name(rollouts: list[Rollou
     completion = rollouts[3].completion
     shifted = completion.model_copy(update={"token_ids": [token + 1 for token in completion.token_ids]})
     damaged = rollouts[3].model_copy(update={"completion": shifted})
-    with pytest.raises(CorruptArtifact, match=f"rollout {damaged.rollout_id}: .* teacher and student must share one"):
+    with pytest.raises(CorruptArtifact, match=f"rollout {damaged.rollout_id}: .* a cut vocabulary has its own, `<name>-rollouts`"):
         pack([*rollouts[:3], damaged], tokenizer, 1024, tmp_path)
 
 

@@ -64,9 +64,14 @@ def cut(source: Path, size: int) -> tuple[Path, tuple[int, ...]]:
     return folder, kept
 
 
+def sizes(kind: str) -> tuple[Path, int]:
+    """A tokenizer, and how many of its tokens stay."""
+    return {"teacher": (TEACHER, 640), "llama": (llama_folder(), 290)}[kind]
+
+
 @cache
 def pair(kind: str):
-    source, size = {"teacher": (TEACHER, 640), "llama": (llama_folder(), 290)}[kind]
+    source, size = sizes(kind)
     folder, kept = cut(source, size)
     return AutoTokenizer.from_pretrained(source), AutoTokenizer.from_pretrained(folder), kept
 
@@ -168,6 +173,16 @@ def test_rows_without_a_token_go_first():
 def test_a_tokenizer_that_is_not_of_bytes_is_refused(tmp_path: Path):
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigError, match="a WordLevel tokenizer"):
+        read_vocabulary(tmp_path)
+
+
+def test_a_post_processor_whose_ids_cannot_be_renumbered_is_refused_when_it_is_read(tmp_path: Path):
+    shutil.copytree(llama_folder(), tmp_path, dirs_exist_ok=True)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    wrapped = {"type": "RobertaProcessing", "sep": ["<|end|>", 2], "cls": ["<|begin|>", 1], "trim_offsets": True, "add_prefix_space": False}
+    processors = [tokenizer["post_processor"], wrapped]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": {"type": "Sequence", "processors": processors}}))
+    with pytest.raises(ConfigError, match="post-processor of type RobertaProcessing; supported: ByteLevel, TemplateProcessing, Sequence"):
         read_vocabulary(tmp_path)
 
 
@@ -280,6 +295,44 @@ def test_the_check_finds_a_token_on_another_row():
     check_tokenizer(TEACHER, folder, kept, [])
     with pytest.raises(CorruptArtifact, match="tokens have other ids than their rows"):
         check_tokenizer(TEACHER, folder, [*kept[:-2], kept[-1], kept[-2]], [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "problem"),
+    [
+        (
+            "llama",
+            "tokenizer.json",
+            lambda text: _with(text, decoder={"type": "Fuse"}),
+            "5 of 6 texts come back differently; 0 of 1 rows have",
+        ),
+        (
+            "teacher",
+            "tokenizer.json",
+            lambda text: _without_merges(text),
+            "0 of 6 texts come back differently; 1 of 1 rows have other tokens",
+        ),
+        ("llama", "chat_template.jinja", lambda text: text + " ", "0 of 1 rows have other tokens; the chat template is another"),
+    ],
+)
+def test_the_check_finds_other_text_other_merges_and_another_template(tmp_path: Path, kind: str, file: str, change: Any, problem: str):
+    source, size = sizes(kind)
+    whole, kept = cut(source, size)
+    rows = [AutoTokenizer.from_pretrained(source).encode(SENTENCES[0], add_special_tokens=False)]
+    check_tokenizer(source, whole, kept, rows)
+    folder = tmp_path / "altered"
+    shutil.copytree(whole, folder)
+    (folder / file).write_text(change((folder / file).read_text()))
+    with pytest.raises(CorruptArtifact, match=rf": 0 tokens have other ids .*{problem}"):
+        check_tokenizer(source, folder, kept, rows)
+
+
+def _with(tokenizer: str, **parts: Any) -> str:
+    return json.dumps({**json.loads(tokenizer), **parts})
+
+
+def _without_merges(tokenizer: str) -> str:
+    return _with(tokenizer, model={**json.loads(tokenizer)["model"], "merges": []})
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from supertiny.errors import CorruptArtifact, MissingInput
-from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.errors import MissingInput
+from supertiny.llm.chat import check_drawn_ids, completion_token_ids, prompt_token_ids
 from supertiny.records import Rollout
 
 MAX_BATCH_TOKENS = 512
@@ -35,12 +35,8 @@ def row_token_ids(tokenizer: Any, rollout: Rollout) -> list[int]:
         CorruptArtifact: the rollout's own token ids are not its text under this tokenizer.
     """
     prompt = prompt_token_ids(tokenizer, rollout.prompt.messages, rollout.tools)
-    completion, given = completion_token_ids(tokenizer, rollout.completion.text), rollout.completion.token_ids
-    if given and given != completion and tokenizer.decode(given[:-1]) != rollout.completion.text:
-        raise CorruptArtifact(
-            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; take "
-            "rollouts in its own tokens (a student with a cut vocabulary has its own, `<name>-rollouts`)"
-        )
+    completion = completion_token_ids(tokenizer, rollout.completion.text)
+    check_drawn_ids(tokenizer, rollout, completion)
     return [*prompt, *completion]
 
 

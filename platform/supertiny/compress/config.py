@@ -45,8 +45,9 @@ class PruneConfig(CompressConfig):
     student: str = "sft"
     """Model artifact to prune."""
     axis: Axis = "width"
-    """`width`: feed-forward channels, the same number in every layer (keeps quality better). `depth`: layers (faster). `vocab`: tokens that
-    neither the rollouts use nor the tokenizer needs. Joined by `+`, they share the cut evenly."""
+    """`vocab`: tokens that neither the rollouts use nor the tokenizer needs; costs nothing where there are enough of them, as in a large
+    model's tokenizer. `width`: feed-forward channels, the same number in every layer; any student has some. `depth`: layers; costs most.
+    Joined by `+`, they share the cut evenly. A cut vocabulary has its own rollouts, `<name>-rollouts`, to heal, quantize and prove with."""
     target_parameters_fraction: float | None = Field(None, gt=0, lt=1)
     """Parameters to keep at most, of the student's; the largest kernel-friendly shape under it is taken. 0.8 where no target is set."""
     target_parameters: int | None = Field(None, ge=1)

@@ -74,7 +74,9 @@ def prune(config: PruneConfig) -> Artifact:
         parents["latency"] = open_artifact(config.latency, config.run_root, "latency")
     model = find_made(config, "model", parents) or _make(config, parents)
     if "vocab" in config.axis.split("+"):
-        publish_renumbered(_rollouts_stage(config), rollouts, model)
+        stage = _rollouts_stage(config)
+        publish_renumbered(stage, rollouts, model)
+        log.info("%s has its own tokens: heal, quantize and prove it with rollouts %s", config.name, stage.name)
     return model
 
 

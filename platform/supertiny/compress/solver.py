@@ -92,7 +92,7 @@ def target_of(config: PruneConfig, shape: Shape, latency: LatencyModel | None = 
         latency: the student's, for a target in seconds.
 
     Raises:
-        ConfigError: the target is in seconds, and the latencies are another student's.
+        ConfigError: the target is not below what the student has; it is in seconds, and the latencies are another student's.
     """
     if config.target_seconds_per_token is not None:
         return _target_in_seconds(config.target_seconds_per_token, config.tolerance_fraction, shape, latency)
@@ -104,6 +104,7 @@ def target_of(config: PruneConfig, shape: Shape, latency: LatencyModel | None = 
     else:
         whole, fraction = shape.num_parameters, config.target_parameters_fraction or 0.0
         most, words = int(fraction * whole), f"target_parameters_fraction {fraction}"
+    _check_below(most, whole, words, f"{whole:,} {unit}")
     words += f" (tolerance_fraction {config.tolerance_fraction}) of {whole:,} {unit}"
     return Target(most, most - int(config.tolerance_fraction * whole), unit, words)
 
@@ -113,9 +114,15 @@ def _target_in_seconds(most: float, tolerance: float, shape: Shape, latency: Lat
         raise ConfigError("target_seconds_per_token needs the student's latencies; measure them with jobs/latency.py")
     latency.check_student(shape)
     whole = latency.seconds_per_token(shape)
-    words = f"target_seconds_per_token {most:g} (tolerance_fraction {tolerance}) of {whole:.3g} seconds"
-    words += f", foretold within {latency.worst_error:.1%} of what was measured"
+    words = f"target_seconds_per_token {most:g}"
+    _check_below(most, whole, words, f"{whole:.3g} seconds a token")
+    words += f" (tolerance_fraction {tolerance}) of {whole:.3g} seconds, foretold within {latency.worst_error:.1%} of what was measured"
     return Target(most, most - tolerance * whole, "seconds", words, latency)
+
+
+def _check_below(most: float, whole: float, words: str, of_student: str) -> None:
+    if most >= whole:
+        raise ConfigError(f"{words} is not below the student's own {of_student}: there is nothing to cut")
 
 
 def limits_of(config: PruneConfig, smallest_vocab: int = Limits.smallest_vocab, staying: str = Limits.staying) -> Limits:

@@ -19,6 +19,8 @@ ID_FILES = ("config.json", "generation_config.json")
 """Files whose settings name tokens: every `..._token_id`, and `ID_LISTS`."""
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias")
 """Lists of ids or, the last two, of sequences of ids."""
+PROCESSORS = {"ByteLevel", "TemplateProcessing"}
+"""Post-processors that are renumbered, or have no ids."""
 KEPT_IDS = "kept_ids.json"
 """File of a model folder whose vocabulary was cut: the ids that its tokens had before, by their new ones."""
 
@@ -45,7 +47,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 
     Raises:
         MissingInput: there is no tokenizer.json.
-        ConfigError: another kind of tokenizer, where dropping a token could lose text, or other files add tokens to it.
+        ConfigError: another kind of tokenizer, where dropping a token could lose text, a post-processor whose ids cannot be renumbered, or
+            other files add tokens to it.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -58,6 +61,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
         raise ConfigError(
             f"{path}: a {model.get('type')} tokenizer; a vocabulary is cut for byte-level BPE only, where any text still encodes"
         )
+    if strange := {*_processors(tokenizer.get("post_processor"))} - PROCESSORS:
+        raise ConfigError(f"{path}: a post-processor of type {min(strange)}; supported: {', '.join(sorted(PROCESSORS))}, Sequence")
     added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
     loaded = PreTrainedTokenizerFast.from_pretrained(folder).get_added_vocab()  # with those that other files name
     known = {**model["vocab"], **added}
@@ -94,14 +99,9 @@ def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: 
         num_rows: rows of the embedding; those without a token come last.
 
     Raises:
-        ConfigError: a token has no row.
+        ConfigError: as `check_rows`.
     """
-    rowless = [token for token, number in {**vocabulary.ids, **vocabulary.added}.items() if number >= num_rows]
-    if rowless:
-        raise ConfigError(
-            f"the tokenizer has {len(rowless)} tokens beyond the {num_rows:,} rows of the embedding, such as {rowless[0]!r}; "
-            "give them rows (resize_token_embeddings) or take them out of the tokenizer"
-        )
+    check_rows(vocabulary, num_rows)
     kept = set(required)
     tokens = {token for token, number in vocabulary.ids.items() if number in kept}
     for left, right in vocabulary.merges:
@@ -112,6 +112,16 @@ def choose_ids(vocabulary: Vocabulary, required: set[int], size: int, num_rows: 
             kept.add(vocabulary.ids[left + right])
     others = [number for number in (*vocabulary.ids.values(), *range(num_rows)) if number not in kept]
     return sorted([*kept, *dict.fromkeys(others)][:size]) if len(kept) < size else sorted(kept)
+
+
+def check_rows(vocabulary: Vocabulary, num_rows: int) -> None:
+    """Raise ConfigError where a token has none of the embedding's rows."""
+    rowless = [token for token, number in {**vocabulary.ids, **vocabulary.added}.items() if number >= num_rows]
+    if rowless:
+        raise ConfigError(
+            f"the tokenizer has {len(rowless)} tokens beyond the {num_rows:,} rows of the embedding, such as {rowless[0]!r}; "
+            "give them rows (resize_token_embeddings) or take them out of the tokenizer"
+        )
 
 
 def write_tokenizer(source: Path, folder: Path, kept_ids: Sequence[int]) -> None:
@@ -199,11 +209,16 @@ def _renumber_templates(processor: Any, new_ids: Mapping[int, int]) -> Any:
     if processor.get("type") == "TemplateProcessing":
         special = processor["special_tokens"].items()
         return {**processor, "special_tokens": {name: {**token, "ids": _new(token["ids"], new_ids)} for name, token in special}}
-    if processor.get("type") not in ("ByteLevel", None):
-        raise ConfigError(
-            f"tokenizer.json: a post-processor of type {processor['type']}; supported: ByteLevel, TemplateProcessing, Sequence"
-        )
     return processor
+
+
+def _processors(processor: Any) -> Iterator[str]:
+    """The types of what a post-processor consists of."""
+    if isinstance(processor, dict) and processor.get("type") == "Sequence":
+        for each in processor["processors"]:
+            yield from _processors(each)
+    elif processor is not None:
+        yield processor["type"]
 
 
 def _renumber_config(config: dict[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from supertiny.compress.config import PruneConfig
 from supertiny.compress.latency import read_latency
 from supertiny.compress.shapes import Shape, check_group_size
 from supertiny.compress.solver import limits_of, solve, student_shape, target_of
-from supertiny.compress.vocabulary import describe_required, read_vocabulary, required_ids
+from supertiny.compress.vocabulary import check_rows, describe_required, read_vocabulary, required_ids
 from supertiny.errors import ConfigError
 from supertiny.formats import GPU_FORMATS, check_device
 from supertiny.llm.folders import read_model_config
@@ -68,6 +68,7 @@ def shape_after(config: PruneConfig, shape: Shape, folder: Path | None = None) -
     limits = limits_of(config)
     if folder is not None and "vocab" in config.axis.split("+"):
         vocabulary = read_vocabulary(folder)
+        check_rows(vocabulary, shape.vocab_size)
         required = required_ids(vocabulary, ())
         limits = limits_of(config, len(required), describe_required(vocabulary, required))
     return solve(shape, config.axis, target_of(config, shape, latency), limits)

@@ -147,8 +147,12 @@ class PipelineConfig(JobConfig):
     @property
     def healings(self) -> list[DistillConfig]:
         """The distillation after the cut, and a round of each recovery that has any."""
-        recoveries = [self.recover, *([self.aware] if self.quantized else [])]
-        return [self.heal, *(each.heal for each in recoveries if each.max_rounds)]
+        return list(self._healings().values())
+
+    def _healings(self) -> dict[str, DistillConfig]:
+        """The same by their sections."""
+        recoveries = {"recover": self.recover, **({"aware": self.aware} if self.quantized else {})}
+        return {"heal": self.heal, **{f"{name}.heal": each.heal for name, each in recoveries.items() if each.max_rounds}}
 
     @property
     def quantized(self) -> list[QuantizeConfig]:
@@ -187,20 +191,17 @@ class PipelineConfig(JobConfig):
     @model_validator(mode="after")
     def _heals_in_the_tokens_that_stay(self) -> Self:
         """The tokens of the teacher, and of earlier rollouts, are not those of a student whose vocabulary was cut."""
-        cuts_tokens = "vocab" in self.prune.axis.split("+")
-        own, others = (CUT_ROLLOUTS, self.prune.rollouts) if cuts_tokens else (self.prune.rollouts, CUT_ROLLOUTS)
-        after: list[DistillConfig | QuantizeConfig] = [*self.healings, *self.quantized]
-        for stage in after:
-            if stage.rollouts == others:
-                raise ValueError(
-                    f"{stage.name}.rollouts: {others} are not in the tokens that prune.axis {self.prune.axis} leaves, {own} are"
-                )
-        if not cuts_tokens:
-            return self
-        if any(stage.mode == "on_policy" for stage in self.healings):
-            raise ValueError(f"heal.mode on_policy: the teacher cannot score the tokens that prune.axis {self.prune.axis} renumbers")
-        if any(stage.replay for stage in self.healings):
-            raise ValueError(f"heal.replay: earlier rollouts are not in the tokens that prune.axis {self.prune.axis} renumbers")
+        axis, cuts_tokens = self.prune.axis, "vocab" in self.prune.axis.split("+")
+        after: dict[str, DistillConfig | QuantizeConfig] = {**self._healings(), **{stage.name: stage for stage in self.quantized}}
+        wrong = [f"{name}.rollouts" for name, stage in after.items() if (stage.rollouts == CUT_ROLLOUTS) != cuts_tokens]
+        if wrong:
+            right, why = (CUT_ROLLOUTS, "renumbers the tokens") if cuts_tokens else (self.prune.rollouts, f"makes no {CUT_ROLLOUTS}")
+            raise ValueError(f"{', '.join(wrong)}: has to be {right} where prune.axis is {axis}, which {why}")
+        for name, stage in self._healings().items() if cuts_tokens else ():
+            if stage.mode == "on_policy":
+                raise ValueError(f"{name}.mode on_policy: the teacher cannot score the tokens that prune.axis {axis} renumbers")
+            if stage.replay:
+                raise ValueError(f"{name}.replay: earlier rollouts are not in the tokens that prune.axis {axis} renumbers")
         return self
 
     @model_validator(mode="after")

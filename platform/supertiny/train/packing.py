@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supertiny.errors import CorruptArtifact
-from supertiny.llm.chat import completion_token_ids, prompt_token_ids
+from supertiny.llm.chat import OTHER_TOKENS, check_drawn_ids, completion_token_ids, prompt_token_ids
 from supertiny.records import Rollout, TopK
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def check_tokens(rows: PackedRows, vocabulary_size: int, rollouts: Path) -> None
     if largest >= vocabulary_size:
         raise CorruptArtifact(
             f"{rollouts}: token {largest}, its own or the teacher's, where the student's embedding has {vocabulary_size} rows; "
-            "teacher and student must share a tokenizer, or the rollouts must be made again"
+            f"{OTHER_TOKENS}"
         )
 
 
@@ -188,12 +188,8 @@ def _completion(rollout: Rollout, tokenizer: Any) -> list[int]:
     """The completion's token ids, checked against its text, or made from it where the engine gave none."""
     completion = rollout.completion
     encoded = completion_token_ids(tokenizer, completion.text)
+    check_drawn_ids(tokenizer, rollout, encoded)
     given = completion.token_ids or encoded
-    if given != encoded and tokenizer.decode(given[:-1]) != completion.text:
-        raise CorruptArtifact(
-            f"rollout {rollout.rollout_id}: its {len(given)} token ids are not its text under the student's tokenizer; "
-            "teacher and student must share one, or the rollouts must be made again"
-        )
     if completion.top_k and not len(completion.top_k.ids) == len(completion.top_k.logprobs) == len(given):
         raise CorruptArtifact(
             f"rollout {rollout.rollout_id}: {len(completion.top_k.ids)} teacher logprobs for {len(given)} completion tokens; "
