@@ -7,7 +7,8 @@ Random weights in bfloat16, so that speed and bytes are real and quality means n
 `supertiny.compress.solver` finds the shape, `prune.write_pruned` cuts by importance on calibration rows, `quantize.write_quantized` lowers
 the bits with LLM Compressor. The models: `half_billion` (494.0M, uncut), a cut of it along each axis and mix to 0.40B +- 1.5 %, and some of
 them in other formats. `--models` names others, with `:w8a8`, `:awq_w4a16` or `:gptq_w4a16` behind a cut for a format.
-Calibration is 4,096 tokens, 64 rows of 64, and each step ends with what the stages measure too: how far the distributions moved.
+Calibration is 4,096 tokens, 64 rows of 64 unless `--rows` takes more, and each step ends with what the stages measure too: how far the
+distributions moved.
 
 Every step has a process of its own, whose seconds and highest resident memory are printed. Other guests of a machine can halve its speed
 from one minute to the next, so every model is measured beside the uncut one: both engines are up, and answer the same prompt one after the
@@ -68,12 +69,13 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[8, 32], help="requests in flight, besides one alone (default: %(default)s)"
     )
+    parser.add_argument("--rows", type=int, default=64, help="calibration rows of 64 tokens of cuts and formats (default: %(default)s)")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
         step, name = arguments.step
-        ours = {"batches": arguments.batches, "runs": arguments.runs} if step == "speed" else {}
-        print(json.dumps(STEPS[step](Path(arguments.folder), name, **ours)))
+        takes = {"weights": (), "speed": ("batches", "runs")}.get(step, ("rows",))
+        print(json.dumps(STEPS[step](Path(arguments.folder), name, **{each: getattr(arguments, each) for each in takes})))
         return
     if unknown := [name for name in arguments.models if not is_model(name)]:
         cuts, forms = ", ".join(AXES), ", ".join(FORMATS)
@@ -97,7 +99,7 @@ def is_model(name: str) -> bool:
 def compare(folder: Path, models: list[str], arguments: argparse.Namespace) -> None:
     """Make what is missing, measure each beside the uncut one, and print."""
     for name in models:
-        make(folder, name)
+        make(folder, name, arguments.rows)
     pairs: dict[str, Pairs] = {}
     for name in models:
         if name != HALF_BILLION:
@@ -176,18 +178,18 @@ def half_billion() -> dict[str, Any]:
     return {**sizes, **heads, "model_type": "qwen2", "max_position_embeddings": 32_768, "tie_word_embeddings": True}
 
 
-def make(folder: Path, name: str) -> None:
+def make(folder: Path, name: str, rows: int) -> None:
     """Make a model and what it is made from, where they are not there; a step that is killed leaves a folder of another name."""
     if (folder / name).exists():
         return
     cut, _, form = name.partition(":")
     if form:
-        make(folder, cut)
+        make(folder, cut, rows)
     elif name != HALF_BILLION:
-        make(folder, HALF_BILLION)
+        make(folder, HALF_BILLION, rows)
     step = "quantize" if form else "weights" if name == HALF_BILLION else "cut"
     shutil.rmtree(unfinished(folder, name), ignore_errors=True)
-    made = in_a_process(folder, step, name)
+    made = in_a_process(folder, step, name, "--rows", str(rows))
     unfinished(folder, name).rename(folder / name)
     print(f"{step} {name}: {made['seconds']:.0f} s, at most {made['bytes'] / 1e9:.1f} GB", flush=True)
 
@@ -219,7 +221,7 @@ def weights(folder: Path, name: str) -> Result:
     return taken()
 
 
-def cut(folder: Path, name: str) -> Result:
+def cut(folder: Path, name: str, rows: int) -> Result:
     from supertiny.compress.calibration import equal_length_batches
     from supertiny.compress.export import divergence
     from supertiny.compress.prune import Cut, write_pruned
@@ -228,22 +230,22 @@ def cut(folder: Path, name: str) -> Result:
     shape, kept = shape_of(name), None
     if shape.vocab_size < half_billion()["vocab_size"]:
         vocabulary = read_vocabulary(folder / HALF_BILLION)
-        required = required_ids(vocabulary, [number for row in token_rows() for number in row])
+        required = required_ids(vocabulary, [number for row in token_rows(rows) for number in row])
         kept = choose_ids(vocabulary, required, shape.vocab_size, half_billion()["vocab_size"])
-    batches = equal_length_batches(token_rows())
+    batches = equal_length_batches(token_rows(rows))
     write_pruned(folder / HALF_BILLION, unfinished(folder, name), Cut(shape, kept_ids=kept), batches)
     divergence(folder / HALF_BILLION, unfinished(folder, name), batches, kept)
     return taken()
 
 
-def quantized(folder: Path, name: str) -> Result:
+def quantized(folder: Path, name: str, rows: int) -> Result:
     from supertiny.compress.calibration import equal_length_batches
     from supertiny.compress.export import divergence
     from supertiny.compress.quantize import recipe, write_quantized
 
     original, form = name.split(":")
     config = QuantizeConfig.model_validate({"student": original, "format": form})
-    batches = equal_length_batches(token_rows())
+    batches = equal_length_batches(token_rows(rows))
     write_quantized(folder / original, unfinished(folder, name), recipe(config), batches)
     divergence(folder / original, unfinished(folder, name), batches)
     return taken()
@@ -281,10 +283,10 @@ async def in_turns(llms: list[Any], batches: list[int], runs: int) -> Pairs:
     return pairs
 
 
-def token_rows() -> list[list[int]]:
-    """Calibration rows: 64 of 64 tokens that the tokenizer has, whose ids are the same after every cut."""
+def token_rows(rows: int) -> list[list[int]]:
+    """Calibration rows of 64 tokens that the tokenizer has, whose ids are the same after every cut."""
     draw = random.Random(0)
-    return [[draw.randrange(1024) for _ in range(64)] for _ in range(64)]
+    return [[draw.randrange(1024) for _ in range(64)] for _ in range(rows)]
 
 
 def taken() -> Result:
