@@ -56,8 +56,9 @@ def test_a_step_that_is_killed_leaves_no_model(tmp_path: Path, monkeypatch: pyte
     killed = True
     steps = []
 
-    def in_a_process(folder: Path, step: str, name: str) -> dict:
+    def in_a_process(folder: Path, step: str, name: str, *more: str) -> dict:
         """In place of the step's process: writes a model's first file, and the others where it is not killed."""
+        assert more == ("--rows", "256")
         steps.append((step, name, sorted(path.name for path in folder.iterdir())))
         partial = folder / f"{name}.partial"
         partial.mkdir()
@@ -68,9 +69,9 @@ def test_a_step_that_is_killed_leaves_no_model(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(compress, "in_a_process", in_a_process)
     with pytest.raises(SystemExit):
-        make(tmp_path, HALF_BILLION)
+        make(tmp_path, HALF_BILLION, 256)
     killed = False
-    make(tmp_path, "depth")
-    make(tmp_path, "depth")
+    make(tmp_path, "depth", 256)
+    make(tmp_path, "depth", 256)
     assert steps == [("weights", HALF_BILLION, []), ("weights", HALF_BILLION, []), ("cut", "depth", [HALF_BILLION])]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["depth", HALF_BILLION]
