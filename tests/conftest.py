@@ -37,11 +37,16 @@ hypothesis.settings.load_profile("supertiny")
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Unit tests first, then what needs no Ray, then the rest: a small mistake shows in seconds."""
+    """Unit tests first, then files that need no Ray, then the rest: a small mistake shows in seconds. A file stays in one piece, so that
+    what its tests share is made once."""
     for item in items:
         if "local_ray" in getattr(item, "fixturenames", ()):
             item.add_marker("ray")
-    items.sort(key=lambda item: ("unit" not in item.path.parts, *(item.get_closest_marker(name) is not None for name in ("ray", "slow"))))
+    costs = {item: tuple(item.get_closest_marker(name) is not None for name in ("ray", "slow")) for item in items}
+    dearest: dict[Path, tuple[bool, ...]] = {}
+    for item, cost in costs.items():
+        dearest[item.path] = max(cost, dearest.get(item.path, cost))
+    items.sort(key=lambda item: ("unit" not in item.path.parts, dearest[item.path], item.path, costs[item]))
 
 
 @pytest.fixture(scope="session")

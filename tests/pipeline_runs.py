@@ -27,6 +27,8 @@ SMALL: dict[str, Any] = {
     "evaluate.num_prompts": 120,
     "evaluate.latency_prompts": 8,
     "pareto.rounds": 1,
+    "pareto.num_prompts": 4,
+    "pareto.max_tokens": 32,
     "gate.min_prompts": 100,
     "gate.margin": 0.9,  # the chain is under test here, not how good so short a training is
 }

@@ -33,17 +33,17 @@ from supertiny.train.students import open_tokenizer
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 BASE = "package://supertiny.tasks.assistant/models/base"
 SETTINGS: dict[str, Any] = {
-    "steps": 24,
+    "steps": 10,
     "batch": 64,
     "micro_batch": 32,
     "learning_rate": 2e-4,
     "kl_coef": 0.0,
-    "checkpoint_every_steps": 4,
+    "checkpoint_every_steps": 2,
     "log_every_steps": 4,
     "stall_seconds": 60,
 }
 NUM_PROMPTS = 24
-SAMPLES = 8
+SAMPLES = 4
 
 
 @pytest.fixture(scope="module")
