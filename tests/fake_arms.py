@@ -128,7 +128,7 @@ class Served:
         self.app = router_app(self.answers, guard, Probes(every))
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://router")
         self._runner = asyncio.Runner()
-        weakref.finalize(self, self._runner.close)
+        weakref.finalize(self, self._runner.get_loop().close)  # unlike the runner's own, whatever loop runs when this is collected
 
     def run(self, work: Any) -> Any:
         """What a coroutine gives; copies for shadows are waited for."""

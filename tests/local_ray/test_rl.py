@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "stall_seconds": 60,
 }
 NUM_PROMPTS = 24
-SAMPLES = 4
+SAMPLES = 8
 
 
 @pytest.fixture(scope="module")
